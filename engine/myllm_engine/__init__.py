@@ -1,1 +1,94 @@
-"""Engine."""
+"""Run language models: continuous batching over a paged KV cache, on transformers' own model code.
+
+Importing this package imports neither torch nor transformers; the public names are loaded when first used.
+Its one side effect is to set `OMP_WAIT_POLICY=PASSIVE` unless the variable is set: OpenMP reads it when torch
+is loaded, and with spinning workers a CPU engine slows down by an order of magnitude as soon as anything else
+runs.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if TYPE_CHECKING:
+    from .config import EngineConfig
+    from .engine import AsyncEngine, Engine, EngineStats
+    from .errors import (
+        ContextLengthError,
+        EngineDeadError,
+        EngineError,
+        InvalidRequestError,
+        ModelLoadError,
+        QueueFullError,
+    )
+    from .llm import LLM
+    from .request import CompletionOutput, Request, RequestOutput, SamplingParams, TokenLogprob
+    from .tokenizer import Tokenizer
+
+__all__ = [
+    "LLM",
+    "AsyncEngine",
+    "CompletionOutput",
+    "ContextLengthError",
+    "Engine",
+    "EngineConfig",
+    "EngineDeadError",
+    "EngineError",
+    "EngineStats",
+    "InvalidRequestError",
+    "ModelLoadError",
+    "QueueFullError",
+    "Request",
+    "RequestOutput",
+    "SamplingParams",
+    "TokenLogprob",
+    "Tokenizer",
+]
+
+_MODULES = {
+    "LLM": "llm",
+    "AsyncEngine": "engine",
+    "CompletionOutput": "request",
+    "ContextLengthError": "errors",
+    "Engine": "engine",
+    "EngineConfig": "config",
+    "EngineDeadError": "errors",
+    "EngineError": "errors",
+    "EngineStats": "engine",
+    "InvalidRequestError": "errors",
+    "ModelLoadError": "errors",
+    "QueueFullError": "errors",
+    "Request": "request",
+    "RequestOutput": "request",
+    "SamplingParams": "request",
+    "TokenLogprob": "request",
+    "Tokenizer": "tokenizer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(f"{__name__}.{_MODULES[name]}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in {
+            "torch",
+            "transformers",
+            "tokenizers",
+            "numpy",
+        }:
+            raise
+        raise ImportError(
+            f"`{__name__}.{name}` needs the engine extra (`{error.name}` is not installed): "
+            "pip install 'myllm-suite[engine]'"
+        ) from error
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

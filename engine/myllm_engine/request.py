@@ -1,0 +1,269 @@
+"""Define what goes into the engine and what comes out.
+
+Imports no torch, so that a server can start without it.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from .errors import InvalidRequestError
+
+FinishReason = Literal["stop", "length", "abort"]
+
+_MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """Say how the tokens of one request are chosen and when it ends.
+
+    The order of work on a row of logits is that of vLLM and transformers: penalties and bias, temperature,
+    top_k, top_p, min_p, typical_p, then the draw.
+
+    Attributes:
+        max_tokens: longest completion; None: up to the end of the context.
+        temperature: 0 is greedy decoding.
+        top_k: sample among the k most likely tokens; 0 or -1: off.
+        top_p: sample among the smallest set of tokens whose probabilities sum to at least `top_p`, in (0, 1].
+        min_p: drop tokens less likely than `min_p` times the most likely one, in [0, 1].
+        typical_p: locally typical sampling (arXiv:2202.00666), in (0, 1]; 1: off.
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt or
+            completion (arXiv:1909.05858), > 0; 1: off.
+        frequency_penalty: subtracted once per occurrence in the completion, in [-2, 2].
+        presence_penalty: subtracted once for a token that occurs in the completion, in [-2, 2].
+        logit_bias: added to the logits, by token id.
+        seed: makes the request reproducible, whatever else runs; sequence i of `n` uses `seed + i`.
+        n: completions to make.
+        stop: strings that end the completion; a single string is taken as one.
+        stop_token_ids: tokens that end the completion, next to the model's EOS tokens.
+        include_stop_str_in_output: keep the stop string (or the text of the stop token) at the end of the
+            text.
+        ignore_eos: go on after EOS tokens.
+        min_tokens: EOS and `stop_token_ids` cannot be chosen, and stop strings do not count, before so many
+            tokens.
+        skip_special_tokens: leave special tokens out of the text.
+        logprobs: None: none; k: log-probability of the chosen token and of the k most likely ones, of the
+            model's unmodified distribution (as vLLM's default).
+
+    Raises:
+        InvalidRequestError: from the constructor, with `param` set.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    seed: int | None = None
+    n: int = 1
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            _check_int("max_tokens", self.max_tokens, low=1)
+        _check_float("temperature", self.temperature, low=0.0)
+        _check_int("top_k", self.top_k, low=-1)
+        _check_float("top_p", self.top_p, low=0.0, high=1.0, open_low=True)
+        _check_float("min_p", self.min_p, low=0.0, high=1.0)
+        _check_float("typical_p", self.typical_p, low=0.0, high=1.0, open_low=True)
+        _check_float("repetition_penalty", self.repetition_penalty, low=0.0, open_low=True)
+        _check_float("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
+        _check_float("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
+        if self.seed is not None:
+            _check_int("seed", self.seed, low=-_MAX_SEED - 1, high=_MAX_SEED)
+        _check_int("n", self.n, low=1)
+        _check_int("min_tokens", self.min_tokens, low=0)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequestError(
+                f"`min_tokens` ({self.min_tokens}) must not be above `max_tokens` ({self.max_tokens})",
+                param="min_tokens",
+            )
+        if self.logprobs is not None:
+            _check_int("logprobs", self.logprobs, low=0)
+        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidRequestError(
+                    f"`{name}` must be a boolean; got {getattr(self, name)!r}", param=name
+                )
+        # A frozen dataclass is normalised through object.__setattr__: afterwards these three have one type
+        # each.
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
+
+    @property
+    def greedy(self) -> bool:
+        """Tell whether the most likely token is always taken."""
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Ask for the continuation of one prompt.
+
+    Attributes:
+        prompt_token_ids: the prompt; at least one token.
+        params: see `SamplingParams`.
+        request_id: unique among the requests in flight; made up when not given.
+    """
+
+    prompt_token_ids: list[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        if not self.prompt_token_ids:
+            raise InvalidRequestError("The prompt is empty: it needs at least one token", param="prompt")
+        object.__setattr__(self, "prompt_token_ids", list(_token_ids("prompt", self.prompt_token_ids)))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probability of one generated token under the model's unmodified distribution.
+
+    Attributes:
+        token_id: the chosen token.
+        logprob: natural logarithm of its probability.
+        rank: its rank by probability, 1 for the most likely.
+        top: `(token_id, logprob)` of the most likely tokens, descending; as many as
+            `SamplingParams.logprobs`.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """Carry what one sequence gained since the previous output.
+
+    Attributes:
+        index: which of the request's `n` sequences.
+        text: new text; may be empty while a character or a possible stop string is incomplete.
+        token_ids: new tokens, the EOS or stop token included.
+        logprobs: one entry per token of `token_ids`, or None when not asked for.
+        finish_reason: None while it runs; "stop" (EOS, stop token or stop string), "length" or "abort".
+        stop_reason: the stop string or stop token id; None otherwise, and for EOS.
+    """
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+    def extend(self, new: CompletionOutput) -> None:
+        """Append a later output of the same sequence to this one."""
+        self.text += new.text
+        self.token_ids = self.token_ids + new.token_ids
+        if new.logprobs is not None:
+            self.logprobs = (self.logprobs or []) + new.logprobs
+        if new.finish_reason is not None:
+            self.finish_reason, self.stop_reason = new.finish_reason, new.stop_reason
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """Carry what a request gained since its previous output: an entry for each sequence that advanced.
+
+    Attributes:
+        request_id: of the request.
+        prompt_token_ids: of the request.
+        outputs: by ascending `index`.
+        finished: True on the last output of the request.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool = False
+
+    def extend(self, new: RequestOutput) -> None:
+        """Append a later output of the same request to this one."""
+        by_index = {output.index: output for output in self.outputs}
+        for output in new.outputs:
+            if output.index in by_index:
+                by_index[output.index].extend(output)
+            else:
+                self.outputs.append(output)
+        self.outputs.sort(key=lambda output: output.index)
+        self.finished = self.finished or new.finished
+
+
+def _check_int(name: str, value: object, *, low: int, high: int | None = None) -> None:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or value < low
+        or (high is not None and value > high)
+    ):
+        limits = f"of {low} or more" if high is None else f"between {low} and {high}"
+        raise InvalidRequestError(f"`{name}` must be an integer {limits}; got {value!r}", param=name)
+
+
+def _check_float(
+    name: str, value: object, *, low: float, high: float = math.inf, open_low: bool = False
+) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < low or value > high or (open_low and value == low):  # type: ignore[operator]
+        limits = f"above {low:g}" if open_low else f"at least {low:g}"
+        if high != math.inf:
+            limits += f" and at most {high:g}"
+        raise InvalidRequestError(f"`{name}` must be a number {limits}; got {value!r}", param=name)
+
+
+def _stop_strings(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = (value,)
+    if value is None:
+        return ()
+    if not isinstance(value, Sequence) or not all(isinstance(item, str) and item for item in value):
+        raise InvalidRequestError(f"`stop` must hold non-empty strings; got {value!r}", param="stop")
+    return tuple(value)
+
+
+def _token_ids(name: str, value: object) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise InvalidRequestError(f"`{name}` must be a list of token ids; got {value!r}", param=name)
+    for item in value:
+        if isinstance(item, bool) or not isinstance(item, int) or item < 0:
+            raise InvalidRequestError(f"`{name}` must hold token ids of 0 or more; got {item!r}", param=name)
+    return tuple(value)
+
+
+def _logit_bias(value: object) -> Mapping[int, float]:
+    if value is None:
+        return MappingProxyType({})
+    if not isinstance(value, Mapping):
+        raise InvalidRequestError(
+            f"`logit_bias` must map token ids to numbers; got {value!r}", param="logit_bias"
+        )
+    for token_id, bias in value.items():
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
+            raise InvalidRequestError(
+                f"`logit_bias` keys must be token ids of 0 or more; got {token_id!r}", param="logit_bias"
+            )
+        _check_float("logit_bias", bias, low=-math.inf)
+    return MappingProxyType(dict(value))
