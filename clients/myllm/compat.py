@@ -1,0 +1,313 @@
+"""DSPy's old clients, working again: `HFClientVLLM` and `HFClientTGI`.
+
+They keep the interface of DSPy 2.4/2.5 (`dsp/modules/hf_client.py` at v2.4.12): constructor, `kwargs`,
+`_generate`, `__call__`, `request`, `history`, `inspect_history`, `copy`. What was wrong with the old ones is
+mended: unknown parameters are refused instead of dropped, errors are typed, waits end, and nothing is
+printed or retried behind the caller's back. New code may use `.client`, which is a `myllm.Client`.
+
+For DSPy 3 itself use `myllm_adapters.dspy`, whose classes of the same names are LMs.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from .client import UNSET, Client
+from .endpoints import PortSpec, UrlSpec, endpoints_from
+from .errors import APIStatusError, InvalidParameterError
+from .params import canonical
+from .transport.http import HTTPOptions
+from .types import ChatCompletion, Completion
+from .wire import Timeout
+
+HISTORY_LIMIT = 10_000
+"""Entries of `history` that are kept; the oldest go first."""
+
+_MODEL_TYPES = ("text", "chat", "auto")
+_HTTP_KEYS = ("timeout", "verify", "cert", "headers", "proxies", "auth")
+
+
+class HFClient:
+    """What the old clients share. Not made directly: use `HFClientVLLM` or `HFClientTGI`."""
+
+    dialect: str
+
+    def __init__(
+        self,
+        model: str,
+        port: PortSpec,
+        url: UrlSpec,
+        *,
+        defaults: Mapping[str, Any],
+        http_request_kwargs: Mapping[str, Any] | None,
+        **kwargs: Any,
+    ) -> None:
+        model_type = kwargs.pop("model_type", "text")
+        if url in ("chat", "text"):
+            # DSPy 2.4.9 to 2.5 had `model_type` in the third place, its documentation `url`.
+            warnings.warn(
+                f"the third argument of {type(self).__name__} is `url`; write model_type={url!r}",
+                DeprecationWarning,
+                stacklevel=3,
+            )
+            model_type, url = url, "http://localhost"
+        if model_type not in _MODEL_TYPES:
+            raise InvalidParameterError(
+                f"`model_type={model_type!r}` must be one of {', '.join(map(repr, _MODEL_TYPES))}.",
+                param="model_type",
+            )
+        http = _http_arguments(http_request_kwargs)
+        for name in ("timeout", "headers"):
+            if name in kwargs:
+                http[name] = kwargs.pop(name)
+        self.model = model
+        self.model_type = model_type
+        self.system_prompt: str | None = kwargs.pop("system_prompt", None)
+        self.client = Client(
+            endpoints=endpoints_from(url, port, kwargs.pop("api_key", None)),
+            model=model,
+            dialect=self.dialect,
+            max_retries=kwargs.pop("max_retries", 2),
+            **http,
+        )
+        canonical(kwargs)  # an unknown name is refused here, not at the first call
+        self.kwargs: dict[str, Any] = {**defaults, **kwargs}
+        self.history: list[dict[str, Any]] = []
+        self._lock = threading.Lock()
+
+    def _generate(self, prompt: str, **kwargs: Any) -> dict[str, Any]:
+        """Generate for one prompt.
+
+        Args:
+            prompt: the text to continue; with `model_type="chat"` the user's message.
+            **kwargs: parameters that go before the client's own; `system_prompt` and `extra_body` too.
+
+        Returns:
+            `{"prompt": prompt, "choices": [{"text": …, "index": …, "finish_reason": …}, …], "model": …,
+            "usage": …}`; a choice has `logprobs` when they were asked for.
+
+        Raises:
+            MyLLMError: see `myllm.errors`.
+        """
+        extra_body = kwargs.pop("extra_body", None)
+        system_prompt = kwargs.pop("system_prompt", self.system_prompt)
+        timeout = kwargs.pop("timeout", UNSET)
+        params = {**canonical(self.kwargs), **canonical(kwargs)}
+        answer: Completion | ChatCompletion
+        if self.model_type != "text":
+            messages = [{"role": "user", "content": prompt}]
+            if system_prompt:
+                messages.insert(0, {"role": "system", "content": system_prompt})
+            try:
+                answer = self.client.chat(messages, extra_body=extra_body, timeout=timeout, **params)
+                return _old_response(prompt, answer)
+            except APIStatusError as exc:
+                if self.model_type == "chat" or "chat template" not in str(exc).lower():
+                    raise
+                self.model_type = "text"  # "auto", and the model has no chat template
+        answer = self.client.complete(prompt, extra_body=extra_body, timeout=timeout, **params)
+        return _old_response(prompt, answer)
+
+    def request(self, prompt: str, **kwargs: Any) -> dict[str, Any]:
+        """Generate for one prompt, and remember it in `history`."""
+        response = self._generate(prompt, **kwargs)
+        entry = {
+            "prompt": prompt,
+            "response": response,
+            "kwargs": {**self.kwargs, **kwargs},
+            "raw_kwargs": kwargs,
+        }
+        with self._lock:
+            self.history.append(entry)
+            del self.history[:-HISTORY_LIMIT]
+        return response
+
+    basic_request = request
+
+    def __call__(
+        self, prompt: str, only_completed: bool = True, return_sorted: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Return the texts of the choices.
+
+        Raises:
+            InvalidParameterError: `only_completed=False` or `return_sorted=True`, which no client ever knew.
+        """
+        if not only_completed or return_sorted:
+            raise InvalidParameterError(
+                "only `only_completed=True` and `return_sorted=False` exist; `_generate` gives every choice "
+                "with its finish_reason."
+            )
+        return [choice["text"] for choice in self.request(prompt, **kwargs)["choices"]]
+
+    def inspect_history(self, n: int = 1, skip: int = 0) -> str:
+        """Print the last `n` exchanges before the last `skip`, and return the printed text."""
+        with self._lock:
+            entries = self.history[max(0, len(self.history) - skip - n) : max(0, len(self.history) - skip)]
+        lines = []
+        for entry in entries:
+            texts = [choice["text"] for choice in entry["response"]["choices"]]
+            more = f" \t (and {len(texts) - 1} other completions)" if len(texts) > 1 else ""
+            lines.append(f"\n\n\n{entry['prompt']}{texts[0] if texts else ''}{more}\n\n\n")
+        text = "".join(lines)
+        sys.stdout.write(text)
+        return text
+
+    def copy(self, **kwargs: Any) -> HFClient:
+        """Return a client with other default parameters, an empty history and the same connections."""
+        twin = copy.copy(self)
+        twin.model = kwargs.pop("model", self.model)
+        if twin.model != self.model:
+            twin.client = self.client.with_options(model=twin.model)
+        twin.model_type = kwargs.pop("model_type", self.model_type)
+        twin.system_prompt = kwargs.pop("system_prompt", self.system_prompt)
+        canonical(kwargs)
+        twin.kwargs = {**self.kwargs, **kwargs}
+        twin.history = []
+        twin._lock = threading.Lock()
+        return twin
+
+    def close(self) -> None:
+        """Close the connections (copies share them)."""
+        self.client.close()
+
+    def __repr__(self) -> str:
+        urls = ", ".join(endpoint.url for endpoint in self.client.endpoints)
+        return f"{type(self).__name__}({self.model!r}, url={urls!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+
+class HFClientVLLM(HFClient):
+    """A vLLM server (or `myllm serve`) behind DSPy's old interface.
+
+        HFClientVLLM("meta-llama/Llama-3.1-8B-Instruct", port=8000)._generate("The capital of France is")
+
+    Args:
+        model: the served model's name.
+        port: a port, or several: the servers take turns, and a dead one's calls go to the next.
+        url: where the servers are; with or without scheme, port and `/v1`; a list for several hosts.
+        **kwargs: `model_type` ("text": `/v1/completions`, the default; "chat": `/v1/chat/completions`;
+            "auto": chat if the model has a chat template), `system_prompt` (chat), `api_key`, `timeout`,
+            `max_retries`, `headers`, `http_request_kwargs`, and default parameters of the requests.
+
+    Raises:
+        UnknownParameterError, InvalidParameterError: an argument is not understood.
+    """
+
+    dialect = "vllm"
+    # What DSPy's client sent unless told otherwise.
+    DEFAULTS: Mapping[str, Any] = {
+        "temperature": 0.0,
+        "max_tokens": 150,
+        "top_p": 1.0,
+        "frequency_penalty": 0.0,
+        "presence_penalty": 0.0,
+        "n": 1,
+    }
+
+    def __init__(
+        self, model: str, port: PortSpec = None, url: UrlSpec = "http://localhost", **kwargs: Any
+    ) -> None:
+        super().__init__(
+            model,
+            port,
+            url,
+            defaults=self.DEFAULTS,
+            http_request_kwargs=kwargs.pop("http_request_kwargs", None),
+            **kwargs,
+        )
+
+
+class HFClientTGI(HFClient):
+    """A Text Generation Inference server behind DSPy's old interface.
+
+        HFClientTGI("meta-llama/Llama-2-7b-hf", port=[8080, 8081])._generate("The capital of France is")
+
+    `temperature=0` is greedy (the old client made it 0.1); `n` becomes TGI's `best_of` where TGI can do it
+    and several requests where not; a stop string is cut off the answer, as other servers do
+    (`include_stop_str_in_output=True` keeps it).
+
+    Args:
+        model: the served model's name.
+        port: a port, or several: the servers take turns, and a dead one's calls go to the next.
+        url: where the servers are. DSPy's default was a host of its authors'; here it is this machine.
+        http_request_kwargs: `timeout`, `verify`, `cert`, `headers`, `proxies`, `auth`, as in requests.
+        **kwargs: see `HFClientVLLM`.
+    """
+
+    dialect = "tgi"
+    DEFAULTS: Mapping[str, Any] = {
+        "temperature": 0.01,
+        "max_tokens": 75,
+        "top_p": 0.97,
+        "n": 1,
+        "stop": ["\n", "\n\n"],
+    }
+
+    def __init__(
+        self,
+        model: str,
+        port: PortSpec = None,
+        url: UrlSpec = "http://localhost",
+        http_request_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            model, port, url, defaults=self.DEFAULTS, http_request_kwargs=http_request_kwargs, **kwargs
+        )
+
+
+def _http_arguments(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Translate `requests`' keywords into the client's."""
+    given = dict(given or {})
+    if unknown := set(given) - set(_HTTP_KEYS):
+        raise InvalidParameterError(
+            f"`http_request_kwargs` has {', '.join(f'`{k}`' for k in sorted(unknown))}; known are "
+            f"{', '.join(f'`{k}`' for k in _HTTP_KEYS)}.",
+            param="http_request_kwargs",
+        )
+    arguments: dict[str, Any] = {}
+    if "timeout" in given:
+        value = given["timeout"]
+        # requests: seconds for each wait, or (connect, read).
+        if isinstance(value, tuple):
+            arguments["timeout"] = Timeout(connect=value[0], read=value[1])
+        elif value is not None and not isinstance(value, Timeout):
+            arguments["timeout"] = Timeout(connect=value, read=value)
+        else:
+            arguments["timeout"] = value
+    if "headers" in given:
+        arguments["headers"] = given["headers"]
+    proxies = given.get("proxies")
+    if isinstance(proxies, Mapping):
+        proxies = proxies.get("https") or proxies.get("http") or proxies.get("all")
+    arguments["http"] = HTTPOptions(
+        verify=given.get("verify", True), cert=given.get("cert"), proxy=proxies, auth=given.get("auth")
+    )
+    return arguments
+
+
+def _old_response(prompt: str, answer: Completion | ChatCompletion) -> dict[str, Any]:
+    choices: list[dict[str, Any]] = []
+    for choice in answer.choices:
+        text = (
+            choice.text if not isinstance(answer, ChatCompletion) else choice.message.content or ""  # type: ignore[union-attr]
+        )
+        entry: dict[str, Any] = {"text": text, "index": choice.index, "finish_reason": choice.finish_reason}
+        if choice.logprobs is not None:
+            entry["logprobs"] = choice.logprobs.model_dump(exclude_none=True)
+        choices.append(entry)
+    response: dict[str, Any] = {"prompt": prompt, "choices": choices, "model": answer.model}
+    if answer.usage is not None:
+        response["usage"] = answer.usage.model_dump(exclude_none=True)
+    return response

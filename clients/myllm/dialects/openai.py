@@ -1,0 +1,204 @@
+"""Any server with OpenAI's API, and nothing taken for granted beyond it.
+
+Wire format: https://platform.openai.com/docs/api-reference (chat, completions, streaming).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import ValidationError as PydanticValidationError
+
+from ..errors import APIStatusError, InvalidResponseError, ServerError, error_class_for_status
+from ..types import ChatChunk, ChatCompletion, Completion, CompletionChunk, Model
+from ..wire import Call, Reply, WireRequest
+from ._base import DONE, ChunkReader, ServerWords, _Done, is_neutral, load_json, refuse
+
+_COMMON = frozenset(
+    {"max_tokens", "temperature", "top_p", "n", "stop", "seed", "frequency_penalty", "presence_penalty",
+     "logit_bias", "user"}
+)  # fmt: skip
+_CHAT_ONLY = frozenset({"response_format", "tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"})
+_COMPLETION_ONLY = frozenset({"echo", "suffix", "best_of"})
+
+
+class OpenAIDialect:
+    """OpenAI's own parameters under OpenAI's own names."""
+
+    name = "openai"
+    chat_params: frozenset[str] = _COMMON | _CHAT_ONLY
+    completion_params: frozenset[str] = _COMMON | _COMPLETION_ONLY
+
+    def requests(self, call: Call) -> list[WireRequest]:
+        """See `Dialect.requests`; always one."""
+        body: dict[str, Any] = {}
+        if call.model is not None:
+            body["model"] = call.model
+        if call.kind == "chat":
+            path, where, known = "/v1/chat/completions", "the chat endpoint", self.chat_params
+            body["messages"] = call.messages
+        else:
+            path, where, known = "/v1/completions", "the completion endpoint", self.completion_params
+            body["prompt"] = call.prompt
+        self._put_logprobs(call, body)
+        for name, value in call.params.set_values().items():
+            if name in ("logprobs", "top_logprobs") or (name == "tools" and not value):
+                continue
+            if name in known:
+                # Also a neutral value: the server's own default (generation_config.json) may be another.
+                body[name] = value
+            elif not is_neutral(name, value):
+                raise refuse(name, value, self.name, where)
+        if call.stream:
+            body["stream"] = True
+            body["stream_options"] = {"include_usage": True}
+        body.update(call.extra_body)
+        return [WireRequest(method="POST", path=path, json=body)]
+
+    @staticmethod
+    def _put_logprobs(call: Call, body: dict[str, Any]) -> None:
+        wanted = call.params.wanted_logprobs
+        if wanted is None:
+            return
+        if call.kind == "chat":
+            body["logprobs"] = True
+            body["top_logprobs"] = wanted
+        else:
+            body["logprobs"] = wanted
+
+    def answer(self, call: Call, replies: Sequence[Reply]) -> ChatCompletion | Completion:
+        """See `Dialect.answer`."""
+        (reply,) = replies
+        raw = load_json(reply.body)
+        answer: ChatCompletion | Completion
+        answer = _parse(ChatCompletion, raw) if call.kind == "chat" else _parse(Completion, raw)
+        if not answer.choices:
+            raise InvalidResponseError(f"The answer has no `choices`: {short(raw)}.")
+        answer._raw = raw
+        return answer
+
+    def reader(self, call: Call) -> ChunkReader:
+        """See `Dialect.reader`."""
+        return OpenAIReader(call, self)
+
+    def server_words(self, body: Any) -> ServerWords:
+        """Read OpenAI's nested error, vLLM's old flat one, FastAPI's `detail`, or plain text."""
+        if isinstance(body, str):
+            return ServerWords(message=body.strip()[:500] or None)
+        if not isinstance(body, dict):
+            return ServerWords()
+        error = body.get("error", body)
+        if isinstance(error, str):
+            return ServerWords(message=error, type=_text(body.get("error_type")))
+        if not isinstance(error, dict):
+            return ServerWords(message=str(error))
+        message = error.get("message", error.get("detail"))
+        return ServerWords(
+            message=None if message is None else _text(message),
+            type=_text(error.get("type")),
+            code=_text(error.get("code")),
+        )
+
+
+class OpenAIReader:
+    """Reads OpenAI's stream: chunks, then `[DONE]`."""
+
+    def __init__(self, call: Call, dialect: OpenAIDialect) -> None:
+        self._chat = call.kind == "chat"
+        self._dialect = dialect
+        self._open: set[int] = set()
+        self._finished: set[int] = set()
+
+    @property
+    def complete(self) -> bool:
+        """Every choice that began has its finish_reason; some servers then leave `[DONE]` out."""
+        return bool(self._finished) and self._open <= self._finished
+
+    def read(self, data: bytes) -> ChatChunk | CompletionChunk | _Done | None:
+        """See `ChunkReader.read`."""
+        if data.strip() == b"[DONE]":
+            return DONE
+        raw = load_json(data)
+        if isinstance(raw, dict) and raw.get("error") is not None:
+            raise self._error(raw)
+        chunk: ChatChunk | CompletionChunk
+        chunk = _parse(ChatChunk, raw) if self._chat else _parse(CompletionChunk, raw)
+        for choice in chunk.choices:
+            self._open.add(choice.index)
+            if choice.finish_reason is not None:
+                self._finished.add(choice.index)
+        return chunk
+
+    def _error(self, raw: dict[str, Any]) -> APIStatusError:
+        words = self._dialect.server_words(raw)
+        error = raw["error"]
+        status = error.get("http_status_code", error.get("code")) if isinstance(error, dict) else None
+        if not isinstance(status, int) or not 400 <= status < 600:
+            status = None
+        cls = ServerError if status is None else error_class_for_status(status)
+        return cls(
+            "The server broke the stream off with an error.",
+            status=status,
+            server_message=words.message,
+            body=raw,
+        )
+
+
+def legacy_logprobs(value: dict[str, Any]) -> dict[str, Any]:
+    """Turn the completion endpoint's parallel lists into the chat endpoint's list of tokens.
+
+    Format: https://platform.openai.com/docs/api-reference/completions/object, `choices[].logprobs`.
+    With `echo` the first token has no log-probability; it is left out.
+    """
+    tokens = value.get("tokens") or []
+    logprobs = value.get("token_logprobs") or []
+    tops = value.get("top_logprobs") or [None] * len(tokens)
+    content = []
+    for token, logprob, top in zip(tokens, logprobs, tops, strict=True):
+        if logprob is None:
+            continue
+        best = sorted((top or {}).items(), key=lambda item: -item[1])
+        content.append(
+            {
+                "token": token,
+                "logprob": logprob,
+                "top_logprobs": [{"token": text, "logprob": value} for text, value in best],
+            }
+        )
+    return {"content": content}
+
+
+_AnswerT = TypeVar("_AnswerT", bound=Model)
+
+
+def _parse(cls: type[_AnswerT], raw: Any) -> _AnswerT:
+    if not isinstance(raw, dict):
+        raise InvalidResponseError(f"The answer is not a JSON object: {short(raw)}.")
+    if cls is Completion or cls is CompletionChunk:
+        raw = {**raw, "choices": [_with_logprobs(choice) for choice in raw.get("choices") or ()]}
+    try:
+        return cls.model_validate(raw)
+    except PydanticValidationError as exc:
+        first = exc.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidResponseError(
+            f"The answer is not OpenAI's: at `{where}`: {first['msg'].lower()}: {short(raw)}.",
+            hint="Is `dialect=` right for this server?",
+        ) from None
+
+
+def _with_logprobs(choice: Any) -> Any:
+    if isinstance(choice, dict) and "tokens" in (choice.get("logprobs") or ()):
+        return {**choice, "logprobs": legacy_logprobs(choice["logprobs"])}
+    return choice
+
+
+def short(value: Any) -> str:
+    """Return a value's text, cut for a message."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else str(value)

@@ -1,0 +1,136 @@
+"""Where a server is: one normaliser for every way to write it, and the settings from the environment.
+
+Order, everywhere: explicit argument, then `MYLLM_*`, then the generic variable, then the default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit, urlunsplit
+
+from .errors import InvalidParameterError
+
+DEFAULT_URL = "http://localhost:8000"
+PortSpec = int | str | Iterable[int] | None
+UrlSpec = str | Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One server: its root URL (no `/v1`, no trailing slash) and the key it wants."""
+
+    url: str
+    api_key: str | None = field(default=None, repr=False)
+
+    @property
+    def host(self) -> str:
+        """The host name, without port."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the server is on this machine, where no proxy belongs."""
+        host = self.host
+        return host in ("localhost", "::1", "0.0.0.0", "::") or host.startswith("127.")
+
+
+def normalize_url(url: str, port: int | None = None) -> str:
+    """Return the root URL of a server.
+
+    Accepts `localhost`, `localhost:8000`, `http://host`, `http://host:8000/`, `http://host:8000/v1` and
+    paths in front of `/v1` (a server behind a prefix). A `port` fills in where the URL names none.
+
+    Raises:
+        InvalidParameterError: no host, an unknown scheme, credentials, a query, or a port that contradicts.
+    """
+    text = url.strip()
+    if "://" not in text:
+        text = f"http://{text}"
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https"):
+        raise InvalidParameterError(
+            f"`url={url!r}`: the scheme is {parts.scheme!r}, but only http and https are spoken here.",
+            param="url",
+        )
+    if parts.username or parts.password:
+        raise InvalidParameterError(
+            "`url` holds credentials, which end up in logs: give them as `api_key=` or `headers=`.",
+            param="url",
+        )
+    if not parts.hostname or parts.query or parts.fragment:
+        raise InvalidParameterError(
+            f"`url={url!r}` is not the address of a server: it looks like http://localhost:8000.", param="url"
+        )
+    try:
+        own_port = parts.port
+    except ValueError as exc:
+        raise InvalidParameterError(f"`url={url!r}`: {exc}.", param="url") from None
+    if port is not None and own_port is not None and own_port != port:
+        raise InvalidParameterError(
+            f"`url={url!r}` names port {own_port}, `port={port}` another one: give one of them.", param="port"
+        )
+    use_port = own_port if own_port is not None else port
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    netloc = host if use_port is None else f"{host}:{use_port}"
+    path = parts.path.rstrip("/")
+    if path.endswith("/v1"):
+        path = path[: -len("/v1")]
+    return urlunsplit((parts.scheme, netloc, path.rstrip("/"), "", ""))
+
+
+def endpoints_from(url: UrlSpec, port: PortSpec = None, api_key: str | None = None) -> tuple[Endpoint, ...]:
+    """Return one endpoint for each URL and port, in the order given; the arguments are not changed.
+
+    Each port goes with each URL that names none. In a list, URLs with a port of their own keep it and `port`
+    fills in for the others (DSPy's clients ignored it there); a single URL may not contradict `port`.
+    """
+    urls = [url] if isinstance(url, str) else list(url)
+    ports = _ports(port)
+    if not urls:
+        raise InvalidParameterError("`url` is an empty list: name at least one server.", param="url")
+    found: dict[str, None] = {}
+    for one in urls:
+        keeps_own = not isinstance(url, str) and _names_port(one)
+        found.update(dict.fromkeys(normalize_url(one, p) for p in ([None] if keeps_own else ports)))
+    return tuple(Endpoint(u, api_key) for u in found)
+
+
+def _names_port(url: str) -> bool:
+    return ":" in normalize_url(url).split("://", 1)[1].rsplit("]", 1)[-1]
+
+
+def _ports(port: PortSpec) -> list[int | None]:
+    if port is None:
+        return [None]
+    given = [port] if isinstance(port, int | str) else list(port)
+    if not given:
+        raise InvalidParameterError("`port` is an empty list: name at least one port.", param="port")
+    ports: list[int | None] = []
+    for one in given:
+        try:
+            number = int(one)
+        except (TypeError, ValueError):
+            number = -1
+        if isinstance(one, bool) or not 0 < number < 65536:
+            raise InvalidParameterError(f"`port={one!r}` is not a port: 1 to 65535.", param="port")
+        ports.append(number)
+    return ports
+
+
+def resolve_endpoints(
+    base_url: UrlSpec | None, api_key: str | None, environ: Mapping[str, str] | None = None
+) -> tuple[Endpoint, ...]:
+    """Return the endpoints for what was given and what the environment says.
+
+    URL: argument, `MYLLM_BASE_URL`, `OPENAI_BASE_URL`, `http://localhost:8000`. Key: argument,
+    `MYLLM_API_KEY`, and `OPENAI_API_KEY` only when the URL came from `OPENAI_BASE_URL` too: the key of one
+    service is never shown to another.
+    """
+    env = os.environ if environ is None else environ
+    url: UrlSpec | None = base_url or env.get("MYLLM_BASE_URL")
+    key = api_key or env.get("MYLLM_API_KEY")
+    if url is None and (url := env.get("OPENAI_BASE_URL")):
+        key = key or env.get("OPENAI_API_KEY")
+    return endpoints_from(url or DEFAULT_URL, None, key or None)

@@ -1,0 +1,198 @@
+"""The SDK's exceptions: one tree, each leaf a cause.
+
+`MyLLMError` is the base of everything raised on purpose. Errors that a request met carry the endpoint,
+the HTTP status, the request id, the server's own words and, where the cause is known, a `hint` that says
+what to do. None of them ever holds an API key.
+
+    MyLLMError
+    ├── InvalidParameterError (ValueError)      a parameter has the wrong type, range or company
+    │   └── UnknownParameterError               no such parameter; names the nearest one
+    ├── UnsupportedFeatureError                 the server's dialect cannot do it; nothing was sent
+    ├── ConnectError (ConnectionError)          no connection
+    │   └── ConnectTimeoutError
+    ├── RequestTimeoutError (TimeoutError)      `.phase` says which wait ran out
+    │   └── ConnectTimeoutError
+    ├── IncompleteStreamError                   the stream broke off; `.partial` holds what had come
+    ├── InvalidResponseError                    an answer that is no answer of this API
+    ├── APIStatusError                          the server answered with an error
+    │   ├── BadRequestError 400 ── ContextLengthError
+    │   ├── AuthenticationError 401, 403
+    │   ├── NotFoundError 404
+    │   ├── ValidationError 422
+    │   ├── RateLimitError 429
+    │   ├── OverloadedError 503
+    │   └── ServerError 5xx
+    ├── ServerStartError                        `myllm.Server` could not start its process
+    └── MissingExtraError (ImportError)         an optional part of the product is not installed
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+TimeoutPhase = Literal["connect", "read", "write", "pool", "total"]
+
+
+class MyLLMError(Exception):
+    """Base of all errors of the SDK.
+
+    Attributes:
+        message: what happened, without the context below.
+        endpoint: base URL of the server that was asked, or None.
+        status: HTTP status, or None when there was no answer.
+        request_id: the id under which the request was sent (header `X-Request-Id`).
+        server_message: the server's own words, or None.
+        hint: what to do about it, or None.
+        retry_after: seconds that the server asked to wait, or None.
+        partial: when a stream broke, the answer as far as it had come, else None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        endpoint: str | None = None,
+        status: int | None = None,
+        request_id: str | None = None,
+        server_message: str | None = None,
+        hint: str | None = None,
+        retry_after: float | None = None,
+        partial: Any = None,
+    ) -> None:
+        self.message = message
+        self.endpoint = endpoint
+        self.status = status
+        self.request_id = request_id
+        self.server_message = server_message
+        self.hint = hint
+        self.retry_after = retry_after
+        self.partial = partial
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        parts = [self.message]
+        if self.server_message and self.server_message not in self.message:
+            parts.append(f"The server says: {self.server_message!r}.")
+        if self.hint:
+            parts.append(self.hint)
+        return " ".join(parts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions travel between processes (pytest-xdist, joblib, multiprocessing); the default
+        # reduction would lose every keyword.
+        return _rebuild, (type(self), self.__dict__.copy())
+
+
+def _rebuild(cls: type[MyLLMError], state: dict[str, Any]) -> MyLLMError:
+    error = cls.__new__(cls, state["message"])
+    error.__dict__.update(state)
+    error.args = (state["message"],)
+    return error
+
+
+class InvalidParameterError(MyLLMError, ValueError):
+    """A parameter has a wrong type or value, or contradicts another one. Nothing was sent."""
+
+    def __init__(self, message: str, *, param: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.param = param
+
+
+class UnknownParameterError(InvalidParameterError):
+    """No parameter of that name exists. Nothing was sent; `extra_body={...}` sends a field as it is."""
+
+
+class UnsupportedFeatureError(MyLLMError):
+    """The server's dialect has no word for what was asked. Nothing was sent."""
+
+
+class ConnectError(MyLLMError, ConnectionError):
+    """No connection could be made, or it broke before an answer came."""
+
+
+class RequestTimeoutError(MyLLMError, TimeoutError):
+    """A wait ran out; `phase` is "connect", "read" (silence), "write", "pool" or "total" (the deadline)."""
+
+    def __init__(self, message: str, *, phase: TimeoutPhase, **context: Any) -> None:
+        super().__init__(message, **context)
+        self.phase: TimeoutPhase = phase
+
+
+class ConnectTimeoutError(ConnectError, RequestTimeoutError):
+    """The server's address did not answer within the connect timeout."""
+
+    def __init__(self, message: str, **context: Any) -> None:
+        context.setdefault("phase", "connect")
+        RequestTimeoutError.__init__(self, message, **context)
+
+
+class IncompleteStreamError(MyLLMError):
+    """A stream ended before its last event; `partial` is the answer as far as it came."""
+
+
+class InvalidResponseError(MyLLMError):
+    """The answer is not of this API: not JSON, or JSON of another shape."""
+
+
+class APIStatusError(MyLLMError):
+    """The server answered with an error status; `body` is its answer, parsed when it is JSON."""
+
+    def __init__(self, message: str, *, body: Any = None, **context: Any) -> None:
+        super().__init__(message, **context)
+        self.body = body
+
+
+class BadRequestError(APIStatusError):
+    """400: the server refuses the request as it stands."""
+
+
+class ContextLengthError(BadRequestError):
+    """Prompt and `max_tokens` together do not fit the model's context."""
+
+
+class AuthenticationError(APIStatusError):
+    """401 or 403: the API key is missing, wrong, or not allowed to do this."""
+
+
+class NotFoundError(APIStatusError):
+    """404: no such path, or no such model."""
+
+
+class ValidationError(APIStatusError):
+    """422: the request is well formed, but a value in it is not accepted."""
+
+
+class RateLimitError(APIStatusError):
+    """429: too many requests; `retry_after` in seconds when the server said so."""
+
+
+class OverloadedError(APIStatusError):
+    """503: the server has no room at the moment, or is not ready yet."""
+
+
+class ServerError(APIStatusError):
+    """5xx: the server failed."""
+
+
+class ServerStartError(MyLLMError):
+    """`myllm.Server` could not bring its process up; the message holds the end of its log."""
+
+
+class MissingExtraError(MyLLMError, ImportError):
+    """An optional part of the product is not installed; the message names the extra to install."""
+
+
+STATUS_ERRORS: dict[int, type[APIStatusError]] = {
+    400: BadRequestError,
+    401: AuthenticationError,
+    403: AuthenticationError,
+    404: NotFoundError,
+    422: ValidationError,
+    429: RateLimitError,
+    503: OverloadedError,
+}
+
+
+def error_class_for_status(status: int) -> type[APIStatusError]:
+    """Return the class for an HTTP status; other 5xx are `ServerError`, other 4xx `APIStatusError`."""
+    return STATUS_ERRORS.get(status) or (ServerError if status >= 500 else APIStatusError)

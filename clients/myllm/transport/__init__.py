@@ -1,0 +1,1 @@
+"""Moving bytes. `http` is the only module of the SDK that touches httpx."""

@@ -1,0 +1,220 @@
+"""What the servers answer: typed, in OpenAI's shape, whatever the server's dialect.
+
+Every answer object keeps the server's own JSON in `.raw`. Fields that a server adds are kept as extra
+attributes. `model_dump(exclude_none=True)` gives a body in OpenAI's wire format
+(https://platform.openai.com/docs/api-reference/chat/object), which is what the adapters hand on.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr
+
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+
+
+class Model(BaseModel):
+    """Base of the answer types: unknown fields are kept, a dump speaks the wire's names."""
+
+    model_config = ConfigDict(extra="allow", populate_by_name=True, protected_namespaces=())
+
+
+class Usage(Model):
+    """Token counts of one request."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    prompt_tokens_details: dict[str, Any] | None = None
+    completion_tokens_details: dict[str, Any] | None = None
+
+
+class FunctionCall(Model):
+    """The function a model wants called; `arguments` is JSON text, as the model wrote it."""
+
+    name: str | None = None
+    arguments: str = ""
+
+
+class ToolCall(Model):
+    """A tool call; in a stream, `index` says which call a fragment belongs to."""
+
+    id: str | None = None
+    type: str | None = "function"
+    function: FunctionCall = Field(default_factory=FunctionCall)
+    index: int | None = None
+
+
+class Message(Model):
+    """A chat message as answered. `reasoning` is read from `reasoning` or `reasoning_content`.
+
+    vLLM renamed the field around 0.12; servers of both ages are read.
+    """
+
+    role: Role | None = "assistant"
+    content: str | None = None
+    reasoning: str | None = Field(None, validation_alias=AliasChoices("reasoning", "reasoning_content"))
+    refusal: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class TopLogprob(Model):
+    """A token with its natural-log probability and, where known, its exact bytes and id."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+    token_id: int | None = None
+
+
+class TokenLogprob(TopLogprob):
+    """One generated token and the likeliest alternatives at its place, best first."""
+
+    top_logprobs: list[TopLogprob] = Field(default_factory=list)
+
+
+class Logprobs(Model):
+    """The tokens of one choice with their log-probabilities, in order; one shape for all dialects."""
+
+    content: list[TokenLogprob] | None = None
+
+
+class Answer(Model):
+    """What all whole answers share."""
+
+    id: str = ""
+    created: int = 0
+    model: str | None = None
+    usage: Usage | None = None
+    _raw: Any = PrivateAttr(default=None)
+    _request_id: str | None = PrivateAttr(default=None)
+    _endpoint: str | None = PrivateAttr(default=None)
+
+    @property
+    def raw(self) -> Any:
+        """The server's JSON as it came (a list of them when one call took several requests)."""
+        return self._raw
+
+    @property
+    def request_id(self) -> str | None:
+        """The id under which the request was sent, or the server's own when it answered with one."""
+        return self._request_id
+
+    @property
+    def endpoint(self) -> str | None:
+        """Base URL of the server that answered."""
+        return self._endpoint
+
+
+class ChatChoice(Model):
+    """One of the `n` answers of a chat call."""
+
+    index: int = 0
+    message: Message = Field(default_factory=Message)
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    logprobs: Logprobs | None = None
+
+
+class ChatCompletion(Answer):
+    """The answer of a chat call."""
+
+    object: str = "chat.completion"
+    choices: list[ChatChoice] = Field(default_factory=list)
+
+    @property
+    def message(self) -> Message:
+        """The first choice's message."""
+        return self.choices[0].message
+
+    @property
+    def text(self) -> str:
+        """The first choice's content; "" when there is none (a tool call, for example)."""
+        return self.choices[0].message.content or ""
+
+
+class CompletionChoice(Model):
+    """One of the `n` continuations of a prompt."""
+
+    index: int = 0
+    text: str = ""
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    logprobs: Logprobs | None = None
+
+
+class Completion(Answer):
+    """The answer of a completion call."""
+
+    object: str = "text_completion"
+    choices: list[CompletionChoice] = Field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """The first choice's text."""
+        return self.choices[0].text
+
+
+class Delta(Model):
+    """What a chat chunk adds to a message."""
+
+    role: Role | None = None
+    content: str | None = None
+    reasoning: str | None = Field(None, validation_alias=AliasChoices("reasoning", "reasoning_content"))
+    refusal: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class ChatChunkChoice(Model):
+    """What a chunk adds to one choice."""
+
+    index: int = 0
+    delta: Delta = Field(default_factory=Delta)
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    logprobs: Logprobs | None = None
+
+
+class ChatChunk(Model):
+    """One event of a chat stream; the one with the usage may have no choices."""
+
+    id: str = ""
+    object: str = "chat.completion.chunk"
+    created: int = 0
+    model: str | None = None
+    choices: list[ChatChunkChoice] = Field(default_factory=list)
+    usage: Usage | None = None
+
+    @property
+    def text(self) -> str:
+        """The text that this chunk adds to the first choice."""
+        return "".join(c.delta.content or "" for c in self.choices if c.index == 0)
+
+
+class CompletionChunk(Model):
+    """One event of a completion stream; `choices[i].text` is what it adds."""
+
+    id: str = ""
+    object: str = "text_completion"
+    created: int = 0
+    model: str | None = None
+    choices: list[CompletionChoice] = Field(default_factory=list)
+    usage: Usage | None = None
+
+    @property
+    def text(self) -> str:
+        """The text that this chunk adds to the first choice."""
+        return "".join(c.text for c in self.choices if c.index == 0)
+
+
+class ModelInfo(Model):
+    """A model that a server serves; `max_model_len` in tokens where the server tells it."""
+
+    id: str
+    object: str = "model"
+    created: int = 0
+    owned_by: str = ""
+    root: str | None = None
+    parent: str | None = None
+    max_model_len: int | None = None
