@@ -1,0 +1,52 @@
+"""Put the application together."""
+
+from __future__ import annotations
+
+import time
+from importlib import metadata
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from ..engine import AsyncEngine
+from . import system
+from .auth import ApiKeyMiddleware
+from .errors import Problem, diagnose
+from .openai import chat, completions, models
+from .openai.errors import render as render_openai
+from .settings import ServerContext, ServerSettings
+from .tgi import generate, info
+from .tgi.errors import render as render_tgi
+
+DISTRIBUTION = "myllm-suite"
+
+
+def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
+    """Return the application that serves `engine`. The engine stays the caller's: close it afterwards."""
+    version = metadata.version(DISTRIBUTION)
+    app = FastAPI(
+        title="myllm",
+        version=version,
+        description="An OpenAI-compatible and TGI-compatible server of language models.",
+        # `curl -d` sends no JSON content type; what parses as JSON is taken for it.
+        strict_content_type=False,
+    )
+    app.state.context = ServerContext(engine, settings, version, int(time.time()))
+    for module in (system, models, completions, chat, info, generate):
+        app.include_router(module.router)
+    if settings.api_keys:
+        app.add_middleware(ApiKeyMiddleware, keys=settings.api_keys, render=_render)
+
+    @app.exception_handler(HTTPException)
+    async def unrouted(request: Request, error: HTTPException) -> Response:
+        problem = diagnose(error)
+        detail = f"{problem.message}: {request.method} {request.url.path}"
+        return _render(request.url.path, Problem(problem.kind, detail, headers=problem.headers))
+
+    return app
+
+
+def _render(path: str, problem: Problem) -> Response:
+    """Answer a failure outside of every route in the dialect that the path belongs to."""
+    is_tgi = any(route.path == path for module in (info, generate) for route in module.router.routes)
+    return render_tgi(problem) if is_tgi else render_openai(problem)

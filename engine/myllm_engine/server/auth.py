@@ -1,0 +1,54 @@
+"""Ask for an API key."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Iterable
+from hashlib import sha256
+
+from fastapi import Request, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .errors import Kind, Problem
+
+# What a load balancer or a browser must reach without a key: liveness and the API's description.
+OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/docs", "/redoc", "/openapi.json"})
+
+
+class ApiKeyMiddleware:
+    """Let a request pass when it brings one of the keys as `Authorization: Bearer <key>`.
+
+    Plain ASGI, ahead of routing: a request without a key is refused before its body is read. `OPTIONS`
+    (CORS preflight brings no key), `OPEN_PATHS` and `GET /`, TGI's health check, are open. `render` words the
+    refusal for a path.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, keys: Iterable[str], render: Callable[[str, Problem], Response]
+    ) -> None:
+        self.app = app
+        self._render = render
+        self._digests = [sha256(key.encode()).digest() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the application or answer 401."""
+        if scope["type"] != "http" or self._is_open(scope) or self._has_key(Request(scope)):
+            await self.app(scope, receive, send)
+            return
+        problem = Problem(
+            Kind.UNAUTHORIZED,
+            "Unauthorized: send one of the server's API keys as `Authorization: Bearer <key>`",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+        await self._render(scope["path"], problem)(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        path, method = scope["path"], scope["method"]
+        return method == "OPTIONS" or path in OPEN_PATHS or (path == "/" and method in ("GET", "HEAD"))
+
+    def _has_key(self, request: Request) -> bool:
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        digest = sha256(key.strip().encode()).digest()
+        # Digests are compared, all of them, so that the time taken tells nothing about a key.
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return scheme.lower() == "bearer" and any(matches)

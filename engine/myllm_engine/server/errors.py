@@ -1,0 +1,153 @@
+"""Classify what goes wrong, apart from how a dialect words it.
+
+`diagnose` turns any exception into a `Problem`; a dialect gives `dialect_route` a function that renders a
+`Problem` as its own kind of answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+
+from ..errors import EngineDeadError, InvalidRequestError, QueueFullError
+
+logger = logging.getLogger(__name__)
+
+
+class Kind(Enum):
+    """Name the kinds of failure that clients must tell apart."""
+
+    INVALID = "invalid"
+    UNAUTHORIZED = "unauthorized"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    OVERLOADED = "overloaded"
+    ENGINE_DEAD = "engine_dead"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Say what went wrong, in words meant for the client.
+
+    Attributes:
+        kind: see `Kind`.
+        message: one or two sentences.
+        param: the request field at fault, as a path such as `messages[0].content`.
+        headers: headers that the answer must carry.
+    """
+
+    kind: Kind
+    message: str
+    param: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class ProblemError(Exception):
+    """Carry a `Problem` from a handler to its dialect's renderer."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+class ClientDisconnectedError(Exception):
+    """The client closed its connection before the answer was ready."""
+
+
+def invalid(message: str, param: str | None = None) -> ProblemError:
+    """Build the error for a request that is wrong in itself."""
+    return ProblemError(Problem(Kind.INVALID, message, param))
+
+
+def diagnose(error: BaseException) -> Problem:
+    """Classify an exception. What is not foreseen is logged with its traceback and hidden from the client."""
+    if isinstance(error, ProblemError):
+        return error.problem
+    if isinstance(error, RequestValidationError):
+        return _from_validation(error.errors())
+    if isinstance(error, InvalidRequestError):
+        return Problem(Kind.INVALID, str(error), error.param)
+    if isinstance(error, QueueFullError):
+        return Problem(Kind.OVERLOADED, str(error), headers={"Retry-After": "1"})
+    if isinstance(error, EngineDeadError):
+        return Problem(Kind.ENGINE_DEAD, f"The engine has stopped and serves no request: {error}")
+    if isinstance(error, HTTPException):
+        return _from_http(error)
+    logger.error("request failed unexpectedly", exc_info=error)
+    return Problem(Kind.INTERNAL, "The server failed on this request; its log has the details.")
+
+
+def dialect_route(render: Callable[[Problem], Response]) -> type[APIRoute]:
+    """Make a route class whose handlers answer every failure through `render`."""
+
+    class DialectRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Any]:
+            handle = super().get_route_handler()
+
+            async def handle_or_render(request: Request) -> Response:
+                try:
+                    response: Response = await handle(request)
+                except ClientDisconnectedError:
+                    # Nobody reads it; 499 is nginx's code for this, and shows in the access log.
+                    return Response(status_code=499)
+                except Exception as error:  # noqa: BLE001 - a boundary: every failure becomes an answer
+                    return render(diagnose(error))
+                return response
+
+            return handle_or_render
+
+    return DialectRoute
+
+
+def _from_http(error: HTTPException) -> Problem:
+    kinds = {404: Kind.NOT_FOUND, 405: Kind.METHOD_NOT_ALLOWED, 401: Kind.UNAUTHORIZED}
+    kind = kinds.get(error.status_code)
+    if kind is None:
+        kind = Kind.INVALID if error.status_code < 500 else Kind.INTERNAL
+    return Problem(kind, str(error.detail), headers=dict(error.headers or {}))
+
+
+def _from_validation(errors: Sequence[Any]) -> Problem:
+    messages = []
+    first_param = None
+    for error in errors:
+        context = error.get("ctx") or {}
+        param = field_path(error["loc"][1:], context.get("field"))
+        first_param = first_param or param
+        messages.append(_validation_message(error, param))
+    # A value that fits no member of a union is reported once per member: three say enough.
+    return Problem(Kind.INVALID, "; ".join(dict.fromkeys(messages[:3])), first_param)
+
+
+def _validation_message(error: Any, param: str | None) -> str:
+    if "reason" in (error.get("ctx") or {}):
+        return str(error["ctx"]["reason"])
+    if error["type"] == "json_invalid":
+        return f"The body is not valid JSON: {error['ctx']['error']} at byte {error['loc'][-1]}"
+    if param is None:
+        if error["type"] == "missing":
+            return "The request has no body; a JSON object is expected"
+        return "The body must be a JSON object sent with `Content-Type: application/json`"
+    if error["type"] == "missing":
+        return f"`{param}` is required"
+    return f"`{param}`: {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+
+def field_path(location: Sequence[str | int], name: str | None = None) -> str | None:
+    """Write a location as a path: `field_path(("messages", 0, "role")) == "messages[0].role"`."""
+    path = ""
+    for part in [*location, *([name] if name else [])]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            path += f".{part}" if path else str(part)
+    return path or None

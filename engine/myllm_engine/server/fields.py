@@ -1,0 +1,57 @@
+"""Refuse what a request asks for and the server cannot do, by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+
+class StrictModel(BaseModel):
+    """Be the base of request bodies: a field is honoured, refused by name, or documented to have no effect.
+
+    A silent drop is what users of other servers suffer from most: free text where a constraint was asked for.
+
+    Class attributes:
+        unsupported: fields that the dialect defines and this server cannot honour yet, with the values
+            besides null that ask for nothing special and are therefore accepted.
+        no_effect: fields that are accepted although they change nothing here (an end user's id, for example).
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    no_effect: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        kept = {}
+        for name, value in data.items():
+            if name in cls.model_fields:
+                kept[name] = value
+            elif name in cls.unsupported:
+                if value is not None and not any(
+                    value == neutral and type(value) is type(neutral) for neutral in cls.unsupported[name]
+                ):
+                    raise refusal(f"`{name}` is not supported by this server yet", name)
+            elif name not in cls.no_effect:
+                raise refusal(cls._unknown(name), name)
+        return kept
+
+    @classmethod
+    def _unknown(cls, name: str) -> str:
+        known = [*cls.model_fields, *cls.unsupported, *cls.no_effect]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        return f"Unknown field {name[:100]!r}{hint}"
+
+
+def refusal(reason: str, field: str | None = None) -> PydanticCustomError:
+    """Build a validation error with our own words; `field` is the name below the model's place."""
+    return PydanticCustomError("refused", "{reason}", {"reason": reason, "field": field})

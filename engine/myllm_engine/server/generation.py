@@ -1,0 +1,189 @@
+"""Run the engine requests of one HTTP request, and end them when the client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi import Request as HttpRequest
+
+from ..engine import AsyncEngine
+from ..request import CompletionOutput, FinishReason, Request, RequestOutput, TokenLogprob
+from ..tokenizer import Tokenizer
+from .errors import ClientDisconnectedError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Tokenizing takes about 1 us a character: a longer text would hold up every stream of the event loop.
+_OFFLOAD_CHARACTERS = 20_000
+
+
+async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    """Return the token ids of `text`, in a worker thread when it is long."""
+    if len(text) < _OFFLOAD_CHARACTERS:
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+
+@dataclass(slots=True)
+class Completion:
+    """Gather the outputs of one sequence."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+    def add(self, output: CompletionOutput) -> None:
+        """Append what the sequence gained."""
+        self.text += output.text
+        self.token_ids += output.token_ids
+        self.logprobs += output.logprobs or ()
+        self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
+
+
+class Generation:
+    """Iterate over the outputs of one or more engine requests, as `(index of the request, output)`.
+
+    Open it with `open`: errors that concern the whole request (an overfull queue, a dead engine) then come
+    before an HTTP status is sent. Close it with `aclose` in every case: that aborts what still runs.
+    """
+
+    def __init__(self, engine: AsyncEngine, requests: Sequence[Request]) -> None:
+        self.requests = requests
+        self.prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
+        self.completion_tokens = 0
+        self._outputs = _merge(engine, requests)
+        self._head: list[tuple[int, RequestOutput]] = []
+        self._started = time.monotonic()
+        self._unfinished = len(requests)
+        self._closed = False
+
+    @classmethod
+    async def open(cls, engine: AsyncEngine, requests: Sequence[Request], http: HttpRequest) -> Generation:
+        """Submit the requests and wait for their first output.
+
+        Raises:
+            InvalidRequestError: before anything is submitted.
+            QueueFullError, EngineDeadError: from the engine.
+            ClientDisconnectedError: the client left first; nothing runs any more.
+        """
+        for request in requests:
+            engine.validate(request)
+        generation = cls(engine, requests)
+        try:
+            first = await _until_disconnect(http, anext(generation._outputs))
+        except BaseException:
+            await generation.aclose()
+            raise
+        generation._head.append(first)
+        return generation
+
+    def __aiter__(self) -> Generation:
+        return self
+
+    async def __anext__(self) -> tuple[int, RequestOutput]:
+        index, output = self._head.pop() if self._head else await anext(self._outputs)
+        self.completion_tokens += sum(len(sequence.token_ids) for sequence in output.outputs)
+        self._unfinished -= output.finished
+        return index, output
+
+    async def collect(self, http: HttpRequest) -> list[list[Completion]]:
+        """Return the completions of each request when all have ended, and close."""
+        completions = [[Completion() for _ in range(request.params.n)] for request in self.requests]
+
+        async def gather() -> None:
+            async for index, output in self:
+                for sequence in output.outputs:
+                    completions[index][sequence.index].add(sequence)
+
+        try:
+            await _until_disconnect(http, gather())
+        finally:
+            await self.aclose()
+        return completions
+
+    async def aclose(self) -> None:
+        """Abort what still runs."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._outputs.aclose()
+        logger.info(
+            "request %s",
+            "aborted" if self._unfinished else "finished",
+            extra={
+                "request_id": self.requests[0].request_id,
+                "prompts": len(self.requests),
+                "prompt_tokens": self.prompt_tokens,
+                "completion_tokens": self.completion_tokens,
+                "seconds": round(time.monotonic() - self._started, 3),
+            },
+        )
+
+
+async def _merge(
+    engine: AsyncEngine, requests: Sequence[Request]
+) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    if len(requests) == 1:
+        async with aclosing(engine.submit(requests[0])) as outputs:  # type: ignore[type-var]
+            async for output in outputs:
+                yield 0, output
+        return
+
+    queue: asyncio.Queue[tuple[int, RequestOutput] | BaseException | None] = asyncio.Queue()
+
+    async def pump(index: int, request: Request) -> None:
+        try:
+            async with aclosing(engine.submit(request)) as outputs:  # type: ignore[type-var]
+                async for output in outputs:
+                    queue.put_nowait((index, output))
+        except Exception as error:  # noqa: BLE001 - handed to the reader, who raises it
+            queue.put_nowait(error)
+        else:
+            queue.put_nowait(None)
+
+    tasks = [asyncio.create_task(pump(index, request)) for index, request in enumerate(requests)]
+    try:
+        running = len(tasks)
+        while running:
+            item = await queue.get()
+            if item is None:
+                running -= 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _until_disconnect(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`; cancel it and raise ClientDisconnectedError if the client leaves first."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_disconnect(http))
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnectedError
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _disconnect(http: HttpRequest) -> None:
+    # The body has been read: what `receive` still brings is the disconnect.
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

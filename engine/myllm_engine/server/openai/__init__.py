@@ -1,0 +1,1 @@
+"""Speak OpenAI's API, with vLLM's extensions, under `/v1`."""

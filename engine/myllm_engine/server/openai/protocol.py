@@ -1,0 +1,333 @@
+"""Describe the bodies of OpenAI's API, with vLLM's additions.
+
+Types are checked here, ranges by `SamplingParams`: one place knows each rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, StrictInt, field_validator, model_validator
+
+from ...request import SamplingParams
+from ..fields import StrictModel, refusal
+
+# Known to OpenAI or vLLM, not yet to us, with the values that ask for nothing special.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "cache_control": (),
+    "early_stopping": (False,),
+    "guided_choice": (),
+    "guided_decoding_backend": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_json_object": (False,),
+    "guided_regex": (),
+    "guided_whitespace_pattern": (),
+    "kv_transfer_params": (),
+    "length_penalty": (1.0, 1),
+    "logits_processors": ([],),
+    "logprob_token_ids": ([],),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "repetition_detection": (),
+    "request_id": (),
+    "response_format": ({"type": "text"},),
+    "return_prompt_text": (False,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "spaces_between_special_tokens": (True,),
+    "stream_interval": (1,),
+    "structured_outputs": (),
+    "thinking_token_budget": (),
+    "truncate_prompt_tokens": (),
+    "truncation_side": (),
+    "use_beam_search": (False,),
+    "vllm_xargs": (),
+    "watermarking": (),
+}
+
+# Accepted without effect: they concern billing, storage and caches of a hosted service, or nothing is there
+# yet for them to act on (`cache_salt` separates cached prefixes).
+_NO_EFFECT = frozenset(
+    {
+        "cache_salt",
+        "metadata",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "session_id",
+        "store",
+        "user",
+    }
+)
+
+_SAMPLING_FIELDS = (
+    "frequency_penalty",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "min_p",
+    "min_tokens",
+    "n",
+    "presence_penalty",
+    "repetition_penalty",
+    "seed",
+    "skip_special_tokens",
+    "stop",
+    "stop_token_ids",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+)
+
+
+class StreamOptions(StrictModel):
+    """Say what a stream carries besides text."""
+
+    no_effect: ClassVar[frozenset[str]] = frozenset({"include_obfuscation"})
+
+    include_usage: bool | None = Field(None, description="End with a chunk that holds the token counts.")
+    continuous_usage_stats: bool | None = Field(None, description="Put the token counts into every chunk.")
+
+
+class GenerationRequest(StrictModel):
+    """Hold what completions and chat completions have in common. A null is an absent field."""
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = _UNSUPPORTED
+    no_effect: ClassVar[frozenset[str]] = _NO_EFFECT
+
+    model: str | None = Field(None, description="A served name; may be left out.")
+    n: StrictInt | None = Field(None, le=128, description="Completions to make, 128 at most; default 1.")
+    stream: bool | None = Field(None, description="Send the text as it is made; default false.")
+    stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
+    temperature: float | None = Field(None, description="0 is greedy; default 1.")
+    top_p: float | None = Field(None, description="In (0, 1]; default 1.")
+    top_k: StrictInt | None = Field(None, description="0 or -1: off; the default.")
+    min_p: float | None = Field(None, description="In [0, 1]; default 0.")
+    typical_p: float | None = Field(None, description="In (0, 1]; default 1. Not in vLLM.")
+    frequency_penalty: float | None = Field(None, description="In [-2, 2]; default 0.")
+    presence_penalty: float | None = Field(None, description="In [-2, 2]; default 0.")
+    repetition_penalty: float | None = Field(None, description="Above 0; counts the prompt too; default 1.")
+    logit_bias: dict[int, float] | None = Field(
+        None, description="Added to the logits, by token id; clamped to [-100, 100]."
+    )
+    seed: StrictInt | None = Field(None, description="Makes the answer reproducible.")
+    stop: str | list[str] | None = Field(
+        None, description="Strings that end the text and are left out of it."
+    )
+    stop_token_ids: list[StrictInt] | None = Field(None, description="Tokens that end the text.")
+    include_stop_str_in_output: bool | None = Field(None, description="Leave the stop string in the text.")
+    ignore_eos: bool | None = Field(None, description="Go on after the end-of-sequence token.")
+    min_tokens: StrictInt | None = Field(None, description="Tokens before which nothing ends the text.")
+    max_tokens: StrictInt | None = Field(None, description="Longest completion, in tokens.")
+    skip_special_tokens: bool | None = Field(None, description="Leave special tokens out; default true.")
+
+    @model_validator(mode="after")
+    def _stream_options_need_stream(self) -> GenerationRequest:
+        if self.stream_options is not None and not self.stream:
+            raise refusal("`stream_options` is only allowed with `stream`: true", "stream_options")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Tell whether a stream ends with the token counts."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Tell whether every chunk carries the token counts; as in vLLM, `include_usage` is needed too."""
+        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    def sampling_params(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+        """Return the engine's parameters.
+
+        Raises:
+            InvalidRequestError: for a value out of range.
+        """
+        given = {name: getattr(self, name) for name in _SAMPLING_FIELDS if getattr(self, name) is not None}
+        # OpenAI's range; vLLM clamps as well.
+        bias = {token: min(100.0, max(-100.0, value)) for token, value in (self.logit_bias or {}).items()}
+        return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, logit_bias=bias, **given)
+
+
+def _normalize_prompt(prompt: Any) -> Any:
+    """Return a list of prompts: strings or lists of token ids."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, list) or not prompt:
+        raise refusal("`prompt` must be a string, a list of strings, or one or more lists of token ids")
+    return [prompt] if isinstance(prompt[0], int) else prompt
+
+
+class CompletionRequest(GenerationRequest):
+    """Ask for the continuation of one or more prompts."""
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **_UNSUPPORTED,
+        "prompt_embeds": (),
+        "suffix": ("",),
+    }
+
+    prompt: Annotated[
+        Sequence[str | list[StrictInt]],
+        BeforeValidator(
+            _normalize_prompt, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+        ),
+    ] = Field(description="A text, several texts, or token ids in place of a text.")
+    logprobs: StrictInt | None = Field(None, description="Log-probabilities of so many likely tokens.")
+    echo: bool | None = Field(None, description="Begin the text with the prompt.")
+    best_of: StrictInt | None = Field(None, description="Only as large as `n`.")
+    add_special_tokens: bool | None = Field(None, description="Tokenize with the model's BOS; default true.")
+
+    @model_validator(mode="after")
+    def _limits_of_this_slice(self) -> CompletionRequest:
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise refusal("`best_of` other than `n` is not supported by this server yet", "best_of")
+        if self.echo and self.logprobs is not None:
+            raise refusal("`echo` together with `logprobs` is not supported by this server yet", "echo")
+        if self.echo and self.max_tokens == 0:
+            raise refusal("`echo` with `max_tokens` 0 is not supported by this server yet", "max_tokens")
+        return self
+
+
+class TextPart(StrictModel):
+    """Hold a piece of a message's text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(StrictModel):
+    """Hold one message of a conversation."""
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "audio": (),
+        "function_call": (),
+        "tool_call_id": (),
+        "tool_calls": ([],),
+    }
+    # Past thoughts and refusals are not part of what templates of non-reasoning models render.
+    no_effect: ClassVar[frozenset[str]] = frozenset(
+        {"annotations", "reasoning", "reasoning_content", "refusal"}
+    )
+
+    role: str
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+
+    @field_validator("role")
+    @classmethod
+    def _known_role(cls, role: str) -> str:
+        if role in ("tool", "function"):
+            raise refusal(f"Messages of the role {role!r} are not supported by this server yet")
+        if role not in ("system", "developer", "user", "assistant"):
+            raise refusal(f"Unknown role {role[:50]!r}; the roles are system, developer, user and assistant")
+        return role
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _text_only(cls, content: Any) -> Any:
+        if isinstance(content, list):
+            for part in content:
+                kind = part.get("type") if isinstance(part, dict) else None
+                if isinstance(kind, str) and kind != "text":
+                    raise refusal(
+                        f"Content parts of the type {kind[:50]!r} are not supported by this server yet"
+                    )
+        return content
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Message:
+        if self.content is None:
+            raise refusal("`content` is required", "content")
+        return self
+
+    def for_template(self) -> dict[str, Any]:
+        """Return the message as chat templates expect it: the content as one string.
+
+        `developer` is what OpenAI renamed `system` to; templates know the old name.
+        """
+        if isinstance(self.content, list):
+            content = "\n".join(part.text for part in self.content)
+        else:
+            content = self.content or ""
+        message = {"role": "system" if self.role == "developer" else self.role, "content": content}
+        if self.name is not None:
+            message["name"] = self.name
+        return message
+
+
+class ChatRequest(GenerationRequest):
+    """Ask for the next message of a conversation."""
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **_UNSUPPORTED,
+        "audio": (),
+        "chat_template": (),
+        "documents": ([],),
+        "echo": (False,),
+        "function_call": ("none",),
+        "functions": ([],),
+        "mm_processor_kwargs": (),
+        "modalities": (["text"],),
+        "reasoning_effort": ("none",),
+        "verbosity": (),
+        "web_search_options": (),
+    }
+    # `prediction` may only make an answer faster, `parallel_tool_calls` and `include_reasoning` act on parts
+    # of an answer that are never made here.
+    no_effect: ClassVar[frozenset[str]] = _NO_EFFECT | {
+        "include_reasoning",
+        "parallel_tool_calls",
+        "prediction",
+    }
+
+    messages: list[Message] = Field(min_length=1)
+    logprobs: bool | None = Field(None, description="Give the log-probability of each token.")
+    top_logprobs: StrictInt | None = Field(None, description="And of so many likely ones; needs `logprobs`.")
+    max_completion_tokens: StrictInt | None = Field(
+        None, description="Longest answer, in tokens; default: the rest of the context."
+    )
+    tools: list[dict[str, Any]] | None = Field(None, description='Only with `tool_choice` "none".')
+    tool_choice: Any = Field(None, description='Only "none".')
+    add_generation_prompt: bool | None = Field(None, description="Open the assistant's turn; default true.")
+    continue_final_message: bool | None = Field(
+        None, description="Go on with the last message; needs `add_generation_prompt`: false."
+    )
+    add_special_tokens: bool | None = Field(
+        None, description="Add a BOS on top of the template's; default false."
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the chat template.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ChatRequest:
+        if self.tools is not None and self.tool_choice != "none":
+            raise refusal(
+                '`tools` are not supported by this server yet; with `tool_choice`: "none" they are left out',
+                "tools",
+            )
+        if self.tool_choice not in (None, "none", "auto"):
+            raise refusal(
+                '`tool_choice` other than "none" is not supported by this server yet', "tool_choice"
+            )
+        if self.top_logprobs is not None and not self.logprobs:
+            raise refusal("`top_logprobs` needs `logprobs`: true", "top_logprobs")
+        if self.continue_final_message and self.add_generation_prompt is not False:
+            raise refusal(
+                "`continue_final_message` needs `add_generation_prompt`: false", "continue_final_message"
+            )
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise refusal(
+                "`max_tokens` and `max_completion_tokens` differ; give one of them", "max_completion_tokens"
+            )
+        return self
+
+    @property
+    def completion_limit(self) -> int | None:
+        """Return the longest answer asked for, under either name."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens

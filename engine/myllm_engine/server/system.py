@@ -1,0 +1,37 @@
+"""Serve what is asked by load balancers and people in a hurry: health and version."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from .responses import json_response
+from .settings import Context, ServerContext
+
+router = APIRouter(tags=["System"])
+
+
+def health(context: ServerContext) -> Response:
+    """Answer 200 with no body while the engine works, 503 once it has died."""
+    error = context.engine.error
+    if error is None:
+        return Response()
+    # TGI's words, which its clients look for; vLLM answers 503 without a body.
+    return json_response({"error": "unhealthy", "error_type": "healthcheck"}, 503)
+
+
+@router.get("/health", summary="Tell whether the engine works")
+async def get_health(context: Context) -> Response:
+    """Answer 200 while the engine works, else 503."""
+    return health(context)
+
+
+@router.api_route("/ping", methods=["GET", "POST"], summary="Tell whether the engine works (SageMaker)")
+async def ping(context: Context) -> Response:
+    """Answer 200 while the engine works, else 503."""
+    return health(context)
+
+
+@router.get("/version", summary="Tell the version of the server")
+async def get_version(context: Context) -> Response:
+    """Return `{"version"}`."""
+    return json_response({"version": context.version})

@@ -1,0 +1,49 @@
+"""Serve `GET /info`, and `GET /`, TGI's health check."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from ..responses import json_response
+from ..settings import Context
+from ..system import health
+from .errors import TGIRoute
+
+router = APIRouter(route_class=TGIRoute, tags=["TGI"])
+
+
+@router.get("/", summary="Tell whether the engine works")
+async def root_health(context: Context) -> Response:
+    """Answer 200 while the engine works, else 503."""
+    return health(context)
+
+
+@router.get("/info", summary="Describe the model and the limits")
+async def get_info(context: Context) -> Response:
+    """Describe the model and the limits, under TGI's names.
+
+    `max_concurrent_requests` is null when the queue has no limit.
+    """
+    engine, settings, config = context.engine, context.settings, context.engine.config
+    queue = config.max_queue
+    return json_response(
+        {
+            "model_id": config.model,
+            "model_sha": None,
+            "model_dtype": engine.dtype,
+            "model_device_type": engine.device.partition(":")[0],
+            "model_pipeline_tag": "text-generation",
+            "max_concurrent_requests": None if queue is None else config.max_num_seqs + queue,
+            "max_best_of": settings.max_best_of,
+            "max_stop_sequences": settings.max_stop_sequences,
+            "max_top_n_tokens": settings.max_top_n_tokens,
+            "max_input_tokens": engine.max_model_len - 1,
+            "max_total_tokens": engine.max_model_len,
+            "validation_workers": 1,
+            "max_client_batch_size": 1,
+            "router": "myllm",
+            "version": context.version,
+            "sha": None,
+            "docker_label": None,
+        }
+    )
