@@ -31,7 +31,7 @@ class EngineConfig:
         seed: seeds the requests that bring no seed of their own.
         chat_template: Jinja chat template, as a file path or inline, that replaces the tokenizer's.
         trust_remote_code: let transformers run code that comes with the model.
-        max_queue: requests that may wait (None: no limit); one more is refused with `QueueFullError`.
+        max_queue: sequences that may wait beyond those that run (None: no limit); then `QueueFullError`.
 
     Raises:
         ValueError: from the constructor, for a value out of range.

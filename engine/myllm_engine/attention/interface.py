@@ -1,0 +1,64 @@
+"""Put our attention into transformers' models, through their attention interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+
+from ..context import current_backend
+from .backend import AttentionCall
+
+ATTENTION_NAME = "myllm"
+
+
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend with the backend of the running forward pass; transformers calls this in every attention layer.
+
+    Args:
+        module: the attention layer; `layer_idx` says which one.
+        query: `[1, num_heads, T, key_dim]`.
+        key: `[1, num_kv_heads, T, key_dim]`.
+        value: `[1, num_kv_heads, T, value_dim]`.
+        attention_mask: always None, as the name `myllm` has no mask function.
+
+    Returns:
+        `[1, T, num_heads, value_dim]` and None in the place of attention weights.
+
+    Raises:
+        NotImplementedError: the layer wants something that would be left out of the result.
+    """
+    if kwargs.get("position_bias") is not None or is_causal is False or attention_mask is not None:
+        raise NotImplementedError(
+            f"`{type(module).__name__}` wants a position bias, a mask of its own or non-causal attention"
+        )
+    call = AttentionCall(
+        layer_idx=module.layer_idx,
+        query=query[0],
+        key=key[0],
+        value=value[0],
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window or None,
+        softcap=softcap or None,
+        sinks=s_aux,
+    )
+    return current_backend().run(call).unsqueeze(0), None
+
+
+def register_attention() -> None:
+    """Make `ATTENTION_NAME` known to transformers; may be called again."""
+    AttentionInterface.register(ATTENTION_NAME, paged_attention)

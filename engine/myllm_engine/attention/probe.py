@@ -1,0 +1,38 @@
+"""Find out what a model's attention layers keep per token, by running it once."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from ..batch import Batch
+from ..kv_cache import LayerShape
+from .backend import AttentionCall
+
+
+class ProbeAttention:
+    """Record each layer's shape and window; attention itself is plain and over the step's own tokens.
+
+    Attributes:
+        shapes: by `layer_idx`.
+        windows: by `layer_idx`.
+    """
+
+    def __init__(self) -> None:
+        self.shapes: dict[int, LayerShape] = {}
+        self.windows: dict[int, int | None] = {}
+
+    def plan(self, batch: Batch) -> None:
+        """Do nothing: there is no cache."""
+
+    def run(self, call: AttentionCall) -> torch.Tensor:
+        """Record the layer."""
+        kv_heads, _, key_dim = call.key.shape
+        self.shapes[call.layer_idx] = LayerShape(kv_heads, key_dim, call.value.shape[-1])
+        self.windows[call.layer_idx] = call.window
+        shared = call.query.shape[0] // kv_heads
+        key, value = call.key.repeat_interleave(shared, dim=0), call.value.repeat_interleave(shared, dim=0)
+        output = scaled_dot_product_attention(
+            call.query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0), is_causal=True, scale=call.scale
+        )
+        return output[0].transpose(0, 1)

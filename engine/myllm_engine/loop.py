@@ -1,0 +1,217 @@
+"""Run an engine in a thread of its own and carry its outputs to event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+from .errors import EngineDeadError, InvalidRequestError
+from .request import Request, RequestOutput
+
+logger = logging.getLogger(__name__)
+
+
+# What the thread sends to an event loop: an output, or the error that ends the stream.
+_Item: TypeAlias = "tuple[OutputStream, RequestOutput | EngineDeadError]"
+
+
+class SteppedEngine(Protocol):
+    """What the loop needs of an engine; used from the loop's thread only."""
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request."""
+
+    def abort(self, request_id: str) -> RequestOutput | None:
+        """End a request and return its last output; None when it is not known."""
+
+    def step(self) -> list[RequestOutput]:
+        """Run the model once."""
+
+    def has_unfinished(self) -> bool:
+        """Tell whether a step would do something."""
+
+
+class OutputStream:
+    """Carry one request's outputs into one event loop. Every method runs in that event loop.
+
+    What the reader has not fetched yet is kept as one output, which grows: a slow reader costs no memory per
+    step and loses nothing.
+    """
+
+    def __init__(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
+        self.request_id = request.request_id
+        self.num_sequences = request.params.n
+        self.loop = loop
+        self.finished = False
+        self._pending: RequestOutput | None = None
+        self._error: EngineDeadError | None = None
+        self._news = asyncio.Event()
+
+    def put(self, item: RequestOutput | EngineDeadError) -> None:
+        """Add an output, or the error that ends the stream."""
+        if isinstance(item, EngineDeadError):
+            self._error = item
+        elif self._pending is None:
+            self._pending = item
+        else:
+            self._pending.extend(item)
+        self._news.set()
+
+    async def get(self) -> RequestOutput:
+        """Wait for what is new since the last call."""
+        await self._news.wait()
+        self._news.clear()
+        # Text that arrived before the engine died is still handed out; the error comes with the next call.
+        if self._pending is not None:
+            output, self._pending = self._pending, None
+            self.finished = output.finished
+            if self._error is not None:
+                self._news.set()
+            return output
+        self.finished = True
+        if self._error is None:
+            raise RuntimeError("`OutputStream` woke up with nothing to hand out")
+        # Each reader gets an exception of its own: raising one object in several tasks mixes their
+        # tracebacks.
+        raise EngineDeadError(str(self._error)) from self._error.__cause__
+
+
+class EngineLoop:
+    """Step an engine in a thread while it has work; sleep while it has none.
+
+    Args:
+        engine: stepped by the thread; nobody else may touch it from now on.
+    """
+
+    def __init__(self, engine: SteppedEngine) -> None:
+        self._engine = engine
+        self._wake = threading.Condition()
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._streams: dict[str, OutputStream] = {}  # guarded by _wake
+        self._closing = False
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="myllm-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_sequences(self) -> int:
+        """Return how many sequences run or wait, those on their way to the engine included."""
+        with self._wake:
+            return sum(stream.num_sequences for stream in self._streams.values())
+
+    def open(self, request: Request, stream: OutputStream) -> None:
+        """Send a request to the engine; its outputs go to `stream`.
+
+        Raises:
+            EngineDeadError: the thread has ended.
+            InvalidRequestError: a request of this id is in flight.
+        """
+        with self._wake:
+            if self._closing or self.error is not None:
+                raise self._dead()
+            if request.request_id in self._streams:
+                raise InvalidRequestError(
+                    f"A request with the id {request.request_id!r} is in flight already"
+                )
+            self._streams[request.request_id] = stream
+            self._inbox.append(lambda: self._engine.add_request(request))
+            self._wake.notify()
+
+    def abort(self, request_id: str, *, deliver: bool) -> None:
+        """End a request before the next step.
+
+        With `deliver` its stream gets the last output, else nothing more.
+        """
+        with self._wake:
+            stream = self._streams.get(request_id)
+            if stream is None:
+                return
+            if not deliver:
+                del self._streams[request_id]
+            self._inbox.append(lambda: self._abort(request_id))
+            self._wake.notify()
+
+    def close(self) -> None:
+        """End the thread after its current step; open streams fail with EngineDeadError."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._receive():
+                if self._engine.has_unfinished():
+                    self._deliver(self._engine.step())
+        except BaseException as error:
+            logger.exception("The engine's step loop died; all requests fail from now on")
+            self.error = error
+        with self._wake:
+            dead = self._dead()
+            streams = list(self._streams.values())
+            self._streams.clear()
+            self._inbox.clear()
+        self._send([(stream, dead) for stream in streams])
+
+    def _receive(self) -> bool:
+        """Run what came in, waiting for something when the engine is idle.
+
+        False when the thread shall end.
+        """
+        with self._wake:
+            while not (self._closing or self._inbox or self._engine.has_unfinished()):
+                self._wake.wait()
+            if self._closing:
+                return False
+            inbox, self._inbox = self._inbox, deque()
+        for command in inbox:
+            command()
+        return True
+
+    def _abort(self, request_id: str) -> None:
+        output = self._engine.abort(request_id)
+        if output is not None:
+            self._deliver([output])
+
+    def _deliver(self, outputs: list[RequestOutput]) -> None:
+        with self._wake:
+            items: list[_Item] = []
+            for output in outputs:
+                stream = self._streams.get(output.request_id)
+                if stream is None:  # its reader has left
+                    continue
+                if output.finished:
+                    del self._streams[output.request_id]
+                items.append((stream, output))
+        self._send(items)
+
+    def _send(self, items: list[_Item]) -> None:
+        """Wake each event loop once, with all that is for it."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[_Item]] = {}
+        for stream, item in items:
+            by_loop.setdefault(stream.loop, []).append((stream, item))
+        for loop, its_items in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_put_all, its_items)
+            except RuntimeError:  # the loop is closed: nobody is left to read these
+                for stream, _ in its_items:
+                    self.abort(stream.request_id, deliver=False)
+
+    def _dead(self) -> EngineDeadError:
+        if self.error is None:
+            return EngineDeadError("The engine is closed")
+        dead = EngineDeadError(
+            f"The engine died of {type(self.error).__name__}: {self.error}; see its log, and restart it"
+        )
+        dead.__cause__ = self.error
+        return dead
+
+
+def _put_all(items: list[_Item]) -> None:
+    for stream, item in items:
+        stream.put(item)

@@ -1,0 +1,210 @@
+"""Load a model and put our attention into it."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from ..attention import ATTENTION_NAME, register_attention
+from ..config import EngineConfig
+from ..errors import ModelLoadError
+from .source import ModelSource
+
+logger = logging.getLogger(__name__)
+
+_FALLBACK_MAX_LEN = 2048
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+# These scale rotary frequencies by the longest position of the batch, so that one long sequence would change
+# others.
+_BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """Hold a model that is ready to run.
+
+    Attributes:
+        model: in evaluation mode, on its device, with our attention.
+        name: short name, such as "SmolLM2-135M-Instruct".
+        max_model_len: tokens that one sequence may have.
+        vocab_size: width of the logits.
+        eos_token_ids: from the model's config and generation config.
+    """
+
+    model: PreTrainedModel
+    name: str
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device that `EngineConfig.device` means.
+
+    Raises:
+        ModelLoadError: CUDA was asked for and is not there.
+    """
+    available = torch.cuda.is_available()
+    if device == "auto":
+        device = "cuda" if available else "cpu"
+    if device.startswith("cuda"):
+        index = int(device.partition(":")[2] or 0)
+        if not available or index >= torch.cuda.device_count():
+            count = torch.cuda.device_count() if available else 0
+            raise ModelLoadError(
+                f"`device` {device!r} was asked for, and torch {torch.__version__} sees {count} CUDA devices"
+                ": use 'cpu' or 'auto', or install a torch build for your GPU"
+            )
+        return torch.device("cuda", index)
+    return torch.device(device)
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that `EngineConfig.dtype` means on a device.
+
+    "auto" is bfloat16 where the hardware multiplies it natively: elsewhere float32 is faster on CPUs.
+    """
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if not flags:
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return torch.bfloat16 if flags.get("avx512_bf16") or flags.get("amx_bf16") else torch.float32
+
+
+def load_model(
+    config: EngineConfig, source: ModelSource, *, device: torch.device, dtype: torch.dtype
+) -> LoadedModel:
+    """Load the model, check that its family runs with paged attention, and switch it over.
+
+    Raises:
+        ModelLoadError: it cannot be loaded, or would give wrong answers here.
+    """
+    model = _from_pretrained(config, source, device=device, dtype=dtype)
+    text_config = model.config.get_text_config(decoder=True)
+    _refuse_unsupported(model, text_config, config.model)
+    register_attention()
+    model.set_attn_implementation(ATTENTION_NAME)
+    if text_config._attn_implementation != ATTENTION_NAME:
+        raise ModelLoadError(
+            f"{config.model!r} is of the family `{text_config.model_type}`, whose attention in transformers "
+            "cannot be replaced, so that it cannot run over a paged KV cache: choose a model of another family"
+        )
+    model.eval()
+    return LoadedModel(
+        model=model,
+        name=_short_name(config.model, source),
+        max_model_len=_max_model_len(config, text_config),
+        vocab_size=model.get_output_embeddings().weight.shape[0],
+        eos_token_ids=_eos_ids(model.generation_config) | _eos_ids(text_config),
+    )
+
+
+def _from_pretrained(
+    config: EngineConfig, source: ModelSource, *, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
+    if device.type != "cpu":
+        options["device_map"] = {"": device}
+    try:
+        if source.gguf_file is not None:
+            return _from_gguf(source, options)
+        options["revision"] = config.revision
+        return AutoModelForCausalLM.from_pretrained(source.path, **options)
+    except ModelLoadError:
+        raise
+    except Exception as error:
+        raise ModelLoadError(f"The model {config.model!r} cannot be loaded: {error}") from error
+
+
+def _from_gguf(source: ModelSource, options: dict[str, Any]) -> PreTrainedModel:
+    try:
+        import accelerate  # noqa: F401 - transformers needs it for GGUF files, and says so in other words
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise ModelLoadError(
+            f"GGUF files need the package `{error.name}`: pip install 'myllm-suite[engine]'"
+        ) from error
+    from .gguf import fast_gguf_reading
+
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        pass  # before it existed, transformers always dequantised
+    else:
+        # Dense weights: the quantised path looks for kernels on the hub, and cannot be saved.
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    with fast_gguf_reading():
+        return AutoModelForCausalLM.from_pretrained(source.path, gguf_file=source.gguf_file, **options)
+
+
+def _refuse_unsupported(model: PreTrainedModel, text_config: PretrainedConfig, name: str) -> None:
+    """Refuse families whose layers keep more than keys and values, or hide tokens by other rules."""
+    family = text_config.model_type
+    reason = None
+    layer_types = set(getattr(text_config, "layer_types", None) or ()) - _LAYER_TYPES
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    if model.config.is_encoder_decoder:
+        reason = "has an encoder"
+    elif getattr(model, "_is_stateful", False):
+        reason = "keeps a recurrent state next to keys and values"
+    elif layer_types:
+        reason = f"has layers of the type {', '.join(sorted(map(repr, layer_types)))}"
+    elif "position_ids" not in inspect.signature(model.forward).parameters:
+        reason = "takes no `position_ids`, so that several sequences cannot share one forward pass"
+    elif getattr(text_config, "alibi", False):
+        reason = "biases attention by distance (ALiBi)"
+    elif not isinstance(rope, dict):
+        reason = f"describes its rotary positions as {rope!r}"
+    if reason is not None:
+        raise ModelLoadError(
+            f"{name!r} is of the family `{family}`, which {reason}; this engine cannot run it: "
+            "choose a model of another family"
+        )
+
+
+def _max_model_len(config: EngineConfig, text_config: PretrainedConfig) -> int:
+    limit = getattr(text_config, "max_position_embeddings", None) or _FALLBACK_MAX_LEN
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in _BATCH_DEPENDENT_ROPE:
+        original = rope.get("original_max_position_embeddings") or getattr(
+            text_config, "original_max_position_embeddings", None
+        )
+        if original is not None and original < limit:
+            logger.warning(
+                "Rotary positions of the type %r depend on the longest sequence of a batch beyond %d tokens: "
+                "the context is limited to that.",
+                rope["rope_type"],
+                original,
+            )
+            limit = original
+    if config.max_model_len is None:
+        return limit
+    if config.max_model_len > limit:
+        raise ModelLoadError(
+            f"`max_model_len` is {config.max_model_len}, but {config.model!r} has a context of {limit}: lower it"
+        )
+    return config.max_model_len
+
+
+def _eos_ids(config: Any) -> frozenset[int]:
+    value = getattr(config, "eos_token_id", None)
+    if value is None:
+        return frozenset()
+    return frozenset({value} if isinstance(value, int) else value)
+
+
+def _short_name(model: str, source: ModelSource) -> str:
+    """Return the last part of the path; of a GGUF file without its quantisation, as in "name.Q4_1.gguf"."""
+    if source.gguf_file is not None:
+        return re.sub(r"[.-](I?Q\d\w*|BF16|F16|F32)$", "", Path(source.gguf_file).stem, flags=re.IGNORECASE)
+    return Path(source.path).name or model

@@ -1,0 +1,142 @@
+"""Run the model over batches."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+
+import torch
+
+from .attention import make_backend
+from .attention.backend import AttentionBackend
+from .attention.probe import ProbeAttention
+from .batch import Batch
+from .config import EngineConfig
+from .context import forward_context
+from .errors import ModelLoadError
+from .kv_cache import KVCache, LayerShape, PagePool, page_bytes
+from .memory import num_pages
+from .models.load import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+_CPU_PROBE_TOKENS = 16
+
+
+class ModelRunner:
+    """Own the model, the KV cache and the attention backend.
+
+    Args:
+        loaded: the model.
+        config: of the engine.
+        max_num_batched_tokens: the most tokens that one batch will have.
+
+    Attributes:
+        pool: the pages of the KV cache.
+        max_model_len: tokens that one sequence may have; the model's limit, or what the KV cache holds if
+            less.
+
+    Raises:
+        ModelLoadError: the model's layers are not what its config says, or the KV cache is too small.
+    """
+
+    def __init__(self, loaded: LoadedModel, config: EngineConfig, *, max_num_batched_tokens: int) -> None:
+        self._model = loaded.model
+        self.torch_device: torch.device = self._model.device
+        self.dtype: torch.dtype = self._model.dtype
+        self._picks_logits = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+        on_gpu = self.torch_device.type == "cuda"
+        probe_tokens = min(max_num_batched_tokens if on_gpu else _CPU_PROBE_TOKENS, loaded.max_model_len)
+        shapes, peak = self._probe(config.model, probe_tokens, min(config.max_num_seqs, probe_tokens))
+        each = page_bytes(shapes, config.page_size, self.dtype)
+        count = num_pages(
+            config,
+            page_bytes=each,
+            max_model_len=loaded.max_model_len,
+            device=self.torch_device,
+            peak_bytes=peak,
+        )
+        self.pool = PagePool(count, config.page_size)
+        self.max_model_len = self._fit(config, loaded.max_model_len, each)
+        cache = KVCache(
+            shapes, num_pages=count, page_size=config.page_size, dtype=self.dtype, device=self.torch_device
+        )
+        self._backend: AttentionBackend = make_backend(cache)
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Store the batch's keys and values and return the logits `[R, vocab_size]` that it asks for."""
+        self._backend.plan(batch)
+        return self._run(self._backend, batch.input_ids, batch.positions, batch.logits_index)
+
+    def _run(
+        self,
+        backend: AttentionBackend,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        logits_index: torch.Tensor,
+    ) -> torch.Tensor:
+        # The prompt's other tokens stay out of `lm_head`, which is a third of a small model.
+        options = {"logits_to_keep": logits_index} if self._picks_logits else {}
+        with forward_context(backend):
+            output = self._model(
+                input_ids=input_ids.unsqueeze(0),
+                position_ids=positions.unsqueeze(0),
+                use_cache=False,
+                return_dict=True,
+                **options,
+            )
+        logits = output.logits[0]
+        return logits if self._picks_logits else logits[logits_index]
+
+    @torch.inference_mode()
+    def _probe(self, name: str, num_tokens: int, num_logits: int) -> tuple[list[LayerShape], int]:
+        """Run `num_tokens` tokens once.
+
+        Return the layers' shapes and the peak of memory on top of the weights.
+        """
+        probe = ProbeAttention()
+        on_gpu = self.torch_device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.torch_device)
+        before = torch.cuda.memory_allocated(self.torch_device) if on_gpu else 0
+        positions = torch.arange(num_tokens, device=self.torch_device)
+        try:
+            self._run(probe, torch.zeros_like(positions), positions, positions[:num_logits])
+        except NotImplementedError as error:
+            raise ModelLoadError(f"{name!r} cannot run in this engine: {error}") from error
+        peak = torch.cuda.max_memory_allocated(self.torch_device) - before if on_gpu else 0
+        if on_gpu:
+            torch.cuda.empty_cache()
+        config = self._model.config.get_text_config(decoder=True)
+        expected = list(range(config.num_hidden_layers))
+        if sorted(probe.shapes) != expected:
+            raise ModelLoadError(
+                f"{name!r} (family `{config.model_type}`) has {config.num_hidden_layers} layers, but attention "
+                f"ran in layers {sorted(probe.shapes)}: this engine cannot run it"
+            )
+        for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
+            if kind == "sliding_attention" and layer in probe.windows and probe.windows[layer] is None:
+                raise ModelLoadError(
+                    f"{name!r} (family `{config.model_type}`) does not tell its attention the sliding "
+                    f"window of layer {layer}: this engine would compute it wrongly"
+                )
+        return [probe.shapes[layer] for layer in expected], peak
+
+    def _fit(self, config: EngineConfig, max_model_len: int, bytes_each: int) -> int:
+        """Return the sequence length that the pool can hold."""
+        capacity = self.pool.num_total * config.page_size
+        if capacity >= max_model_len:
+            return max_model_len
+        if config.max_model_len is not None:
+            needed = (self.pool.pages_for(max_model_len) + 1) * bytes_each
+            raise ModelLoadError(
+                f"The KV cache holds {capacity} tokens, fewer than `max_model_len` ({max_model_len}): lower "
+                f"`max_model_len`, or set `kv_cache_memory` to {needed} bytes or more"
+            )
+        logger.warning(
+            "The KV cache holds %d tokens, fewer than the model's context of %d: they are the limit now.",
+            capacity,
+            max_model_len,
+        )
+        return capacity

@@ -1,0 +1,85 @@
+"""Keep the state of one token sequence while it runs. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .detokenizer import Detokenizer
+from .request import CompletionOutput, FinishReason, Request, SamplingParams
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One of the `n` completions of a request.
+
+    Attributes:
+        request: the request it belongs to.
+        index: which of the request's completions.
+        seed: keys the sequence's random numbers.
+        max_total_tokens: prompt and completion together end here.
+        detokenizer: turns the completion's tokens into text.
+        token_ids: prompt and completion so far.
+        num_computed: leading tokens whose keys and values lie in `pages`.
+        pages: KV pages held, in order.
+        finish_reason: None while it runs.
+        stop_reason: stop string or stop token id that ended it.
+    """
+
+    request: Request
+    index: int
+    seed: int
+    max_total_tokens: int
+    detokenizer: Detokenizer
+    token_ids: list[int] = field(init=False)
+    num_computed: int = 0
+    pages: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.request.prompt_token_ids)
+
+    @property
+    def params(self) -> SamplingParams:
+        """Return the request's sampling parameters."""
+        return self.request.params
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Return the length of the prompt."""
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Return the length of the completion so far."""
+        return len(self.token_ids) - len(self.request.prompt_token_ids)
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Return how many tokens the model has still to read; 1 while decoding."""
+        return len(self.token_ids) - self.num_computed
+
+    def append(self, token_id: int, eos_token_ids: frozenset[int]) -> CompletionOutput:
+        """Add a generated token, decide whether the sequence ends with it, and return what is new."""
+        params = self.params
+        self.token_ids.append(token_id)
+        output = CompletionOutput(index=self.index, token_ids=[token_id])
+        is_eos = token_id in eos_token_ids and not params.ignore_eos
+        if is_eos or token_id in params.stop_token_ids:
+            self.finish_reason = "stop"
+            self.stop_reason = None if is_eos else token_id
+            # The text of the token that ended it is not part of the answer, unless asked for.
+            if params.include_stop_str_in_output:
+                output.text = self.detokenizer.append(token_id, check_stop=False)
+        else:
+            # Stop strings count only once `min_tokens` are there.
+            check_stop = self.num_output_tokens > params.min_tokens
+            output.text = self.detokenizer.append(token_id, check_stop=check_stop)
+            if self.detokenizer.stop_string is not None:
+                self.finish_reason, self.stop_reason = "stop", self.detokenizer.stop_string
+            elif len(self.token_ids) >= self.max_total_tokens:
+                self.finish_reason = "length"
+        if self.finish_reason is not None:
+            output.text += self.detokenizer.finish()
+        output.finish_reason, output.stop_reason = self.finish_reason, self.stop_reason
+        return output
