@@ -82,6 +82,9 @@ def diagnose(error: BaseException) -> Problem:
         return Problem(Kind.ENGINE_DEAD, f"The engine has stopped and serves no request: {error}")
     if isinstance(error, HTTPException):
         return _from_http(error)
+    if isinstance(error, UnicodeEncodeError):
+        # Raised by pydantic and orjson; JSON can escape half a surrogate pair, UTF-8 cannot carry it.
+        return Problem(Kind.INVALID, "The request holds half of a surrogate pair, which is no character")
     logger.error("request failed unexpectedly", exc_info=error)
     return Problem(Kind.INTERNAL, "The server failed on this request; its log has the details.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from fastapi import Request as HttpRequest
 
 from ..engine import AsyncEngine
+from ..errors import InvalidRequestError
 from ..request import CompletionOutput, FinishReason, Request, RequestOutput, TokenLogprob
 from ..tokenizer import Tokenizer
 from .errors import ClientDisconnectedError
@@ -24,9 +26,17 @@ T = TypeVar("T")
 # Tokenizing takes about 1 us a character: a longer text would hold up every stream of the event loop.
 _OFFLOAD_CHARACTERS = 20_000
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
-    """Return the token ids of `text`, in a worker thread when it is long."""
+    """Return the token ids of `text`, in a worker thread when it is long.
+
+    Raises:
+        InvalidRequestError: for a text with lone surrogates: JSON can write them, UTF-8 and tokenizers cannot.
+    """
+    if _SURROGATE.search(text):
+        raise InvalidRequestError("The text holds half of a surrogate pair, which is no character")
     if len(text) < _OFFLOAD_CHARACTERS:
         return tokenizer.encode(text, add_special_tokens=add_special_tokens)
     return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)

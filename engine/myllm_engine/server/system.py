@@ -25,7 +25,8 @@ async def get_health(context: Context) -> Response:
     return health(context)
 
 
-@router.api_route("/ping", methods=["GET", "POST"], summary="Tell whether the engine works (SageMaker)")
+@router.get("/ping", summary="Tell whether the engine works (SageMaker)")
+@router.post("/ping", include_in_schema=False)
 async def ping(context: Context) -> Response:
     """Answer 200 while the engine works, else 503."""
     return health(context)
