@@ -66,7 +66,7 @@ def normalize_url(url: str, port: int | None = None) -> str:
     try:
         own_port = parts.port
     except ValueError as exc:
-        raise InvalidParameterError(f"`url={url!r}`: {exc}.", param="url") from None
+        raise InvalidParameterError(f"`url={url!r}`: {str(exc).lower()}.", param="url") from None
     if port is not None and own_port is not None and own_port != port:
         raise InvalidParameterError(
             f"`url={url!r}` names port {own_port}, `port={port}` another one: give one of them.", param="port"

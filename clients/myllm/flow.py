@@ -201,7 +201,7 @@ def _stop(route: Route, timeout: Timeout, deadline: _Deadline) -> Callable[[tena
     return stop
 
 
-_backoff = tenacity.wait_exponential_jitter(initial=0.25, max=8.0, jitter=0.25)
+_backoff = tenacity.wait_exponential(multiplier=0.25, max=8.0) + tenacity.wait_random(0, 0.25)
 
 
 def _wait(state: tenacity.RetryCallState, endpoints: int) -> float:

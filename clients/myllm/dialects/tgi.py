@@ -54,7 +54,7 @@ class TGIDialect(OpenAIDialect):
     chat_params = OpenAIDialect.chat_params - {"reasoning_effort", "parallel_tool_calls"}
 
     def requests(self, call: Call) -> list[WireRequest]:
-        """See `Dialect.requests`. `n` becomes `best_of` where TGI can, else `n` requests, seeds counted up."""
+        """See `Dialect.requests`. `n` becomes `best_of` where TGI can, else `n` requests, seed by seed."""
         if call.kind == "chat":
             if (call.params.n or 1) > 1:
                 raise refuse(

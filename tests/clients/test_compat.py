@@ -1,0 +1,192 @@
+"""DSPy's old clients: each test says what the old one did."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+
+import pytest
+
+import myllm
+from myllm import HFClientTGI, HFClientVLLM
+
+TEXT = {"id": "t", "model": "m", "choices": [{"index": 0, "text": " Paris", "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}}  # fmt: skip
+CHAT = {
+    "id": "c",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Paris"}, "finish_reason": "stop"}],
+}
+
+
+def test_generate_keeps_its_shape_and_its_defaults(wire):
+    wire.answers(TEXT)
+    response = HFClientVLLM("m", wire.port)._generate("The capital of France is")
+    assert response["prompt"] == "The capital of France is"
+    assert response["choices"] == [{"text": " Paris", "index": 0, "finish_reason": "stop"}]
+    assert (response["model"], response["usage"]["total_tokens"]) == ("m", 6)
+    assert wire.bodies[0] == {
+        "model": "m", "prompt": "The capital of France is", "temperature": 0.0, "max_tokens": 150, "top_p": 1.0,
+        "frequency_penalty": 0.0, "presence_penalty": 0.0, "n": 1,
+    }  # fmt: skip
+
+
+def test_constructor_s_parameters_are_defaults_and_a_call_s_go_before_them(wire):
+    wire.answers(TEXT)
+    client = HFClientVLLM(model="m", port=wire.port, url="http://127.0.0.1", max_tokens=9, top_k=4)
+    client._generate("x", max_new_tokens=3)
+    assert client.kwargs["max_tokens"] == 9
+    assert client.kwargs["temperature"] == 0.0
+    assert (wire.bodies[0]["max_tokens"], wire.bodies[0]["top_k"]) == (3, 4)
+
+
+def test_an_unknown_parameter_is_refused_where_the_old_client_dropped_it(wire):
+    with pytest.raises(myllm.UnknownParameterError, match="Did you mean `temperature`"):
+        HFClientVLLM("m", wire.port, temperatur=1)
+    with pytest.raises(myllm.UnknownParameterError, match="Did you mean `max_tokens`"):
+        HFClientVLLM("m", wire.port)._generate("x", max_tokns=1)
+    assert wire.seen == []
+
+
+def test_call_returns_texts_and_history_remembers(wire, capsys):
+    wire.answers(TEXT)
+    client = HFClientVLLM("m", wire.port)
+    assert client("The capital?", temperature=0.5) == [" Paris"]
+    (entry,) = client.history
+    assert set(entry) == {"prompt", "response", "kwargs", "raw_kwargs"}
+    assert entry["raw_kwargs"] == {"temperature": 0.5}
+    assert entry["kwargs"]["temperature"] == 0.5
+    text = client.inspect_history(n=1)
+    assert "The capital? Paris" in text
+    assert capsys.readouterr().out == text
+    assert client.inspect_history(n=1, skip=1) == ""
+
+
+def test_generate_itself_leaves_no_history(wire):
+    wire.answers(TEXT)
+    client = HFClientVLLM("m", wire.port)
+    client._generate("x")
+    assert client.history == []
+
+
+def test_chat_model_type_and_system_prompt(wire):
+    wire.answers(CHAT)
+    client = HFClientVLLM("m", wire.port, model_type="chat", system_prompt="Be brief.")
+    assert client("Hi") == ["Paris"]
+    assert wire.seen[0].path == "/v1/chat/completions"
+    assert wire.bodies[0]["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+    ]
+
+
+def test_third_positional_model_type_still_works_with_a_warning(wire):
+    wire.answers(CHAT)
+    with pytest.warns(DeprecationWarning, match="model_type='chat'"):
+        client = HFClientVLLM("m", wire.port, "chat")
+    assert client("Hi") == ["Paris"]
+
+
+def test_auto_model_type_falls_back_to_text_when_there_is_no_template(wire):
+    def handler(seen, reply):
+        if "chat" in seen.path:
+            reply.json({"error": {"message": "the model has no chat template"}}, 400)
+        else:
+            reply.json(TEXT)
+
+    wire.handler = handler
+    client = HFClientVLLM("m", wire.port, model_type="auto")
+    assert [client("Hi"), client("Hi")] == [[" Paris"], [" Paris"]]
+    assert [seen.path for seen in wire.seen] == ["/v1/chat/completions", "/v1/completions", "/v1/completions"]
+
+
+@pytest.mark.parametrize("make", [HFClientVLLM, HFClientTGI])
+def test_ports_and_urls_as_lists(make):
+    assert [e.url for e in make("m", [8000, 8001]).client.endpoints] == [
+        "http://localhost:8000",
+        "http://localhost:8001",
+    ]
+    assert [e.url for e in make("m", None, url=["http://a:1", "http://b:2/v1"]).client.endpoints] == [
+        "http://a:1",
+        "http://b:2",
+    ]
+
+
+def test_tgi_generate(wire):
+    wire.answers(
+        {"generated_text": " Paris\n", "details": {"finish_reason": "stop_sequence", "generated_tokens": 2}}
+    )
+    response = HFClientTGI("m", wire.port)._generate("The capital of France is")
+    assert response["choices"] == [{"text": " Paris", "index": 0, "finish_reason": "stop"}]
+    assert wire.seen[0].path == "/generate"
+    assert wire.bodies[0]["parameters"] == {
+        "details": True, "temperature": 0.01, "max_new_tokens": 75, "top_p": 0.97, "stop": ["\n", "\n\n"],
+        "do_sample": True,
+    }  # fmt: skip
+
+
+def test_http_request_kwargs_are_mapped(wire):
+    wire.answers({"generated_text": "x"})
+    client = HFClientTGI(
+        "m",
+        wire.port,
+        http_request_kwargs={
+            "headers": {"X-A": "1"},
+            "timeout": (1, 20),
+            "verify": False,
+            "auth": ("u", "p"),
+        },
+    )
+    client._generate("x")
+    assert wire.seen[0].headers["x-a"] == "1"
+    assert wire.seen[0].headers["authorization"].startswith("Basic ")
+    assert (client.client.timeout.connect, client.client.timeout.read) == (1, 20)
+    with pytest.raises(myllm.InvalidParameterError, match="`allow_redirects`"):
+        HFClientTGI("m", 1, http_request_kwargs={"allow_redirects": True})
+
+
+def test_copy_has_other_defaults_and_shares_the_connections(wire):
+    wire.answers(TEXT)
+    client = HFClientVLLM("m", wire.port)
+    client("x")
+    other = client.copy(temperature=0.9, model="m2")
+    other("y")
+    assert (client.kwargs["temperature"], other.kwargs["temperature"]) == (0.0, 0.9)
+    assert (len(client.history), len(other.history)) == (1, 1)
+    assert wire.bodies[-1]["model"] == "m2"
+
+
+def test_pickle_and_deepcopy(wire):
+    wire.answers(TEXT)
+    client = HFClientVLLM("m", wire.port, api_key="k")
+    assert pickle.loads(pickle.dumps(client))("x") == [" Paris"]
+    assert wire.seen[-1].headers["authorization"] == "Bearer k"
+    assert copy.deepcopy(client)("x") == [" Paris"]
+
+
+def test_a_key_is_in_no_repr_and_no_history(wire):
+    wire.answers(TEXT)
+    client = HFClientVLLM("m", wire.port, api_key="sesame")
+    client("x")
+    assert "sesame" not in f"{client!r} {client.client!r} {client.history!r} {client.kwargs!r}"
+
+
+def test_32_threads(wire):
+    wire.answers(TEXT)
+    client = HFClientVLLM("m", wire.port)
+    texts = []
+    threads = [threading.Thread(target=lambda: texts.extend(client("x"))) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert texts == [" Paris"] * 32
+    assert len(client.history) == 32
+
+
+def test_errors_are_typed_where_the_old_client_raised_bare_exceptions(wire, free_port):
+    wire.handler = lambda seen, reply: reply.raw(b"<html>nginx</html>")
+    with pytest.raises(myllm.InvalidResponseError, match="not JSON"):
+        HFClientVLLM("m", wire.port)._generate("x")
+    with pytest.raises(myllm.ConnectError, match="myllm serve"):
+        HFClientTGI("m", free_port)._generate("x")
