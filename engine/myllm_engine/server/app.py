@@ -28,8 +28,8 @@ def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
         title="myllm",
         version=version,
         description="An OpenAI-compatible and TGI-compatible server of language models.",
-        # `curl -d` sends no JSON content type; what parses as JSON is taken for it.
-        strict_content_type=False,
+        # A web page may send anything but JSON to 127.0.0.1 without asking: only JSON is taken.
+        strict_content_type=True,
     )
     app.state.context = ServerContext(engine, settings, version, int(time.time()))
     for module in (system, models, completions, chat, info, generate):

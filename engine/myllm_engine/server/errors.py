@@ -139,7 +139,10 @@ def _validation_message(error: Any, param: str | None) -> str:
     if param is None:
         if error["type"] == "missing":
             return "The request has no body; a JSON object is expected"
-        return "The body must be a JSON object sent with `Content-Type: application/json`"
+        return (
+            "The body must be a JSON object, sent with the header `Content-Type: application/json` "
+            "(curl: -H 'Content-Type: application/json')"
+        )
     if error["type"] == "missing":
         return f"`{param}` is required"
     return f"`{param}`: {error['msg'][:1].lower()}{error['msg'][1:]}"

@@ -33,7 +33,7 @@ async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = 
     """Return the token ids of `text`, in a worker thread when it is long.
 
     Raises:
-        InvalidRequestError: for a text with lone surrogates: JSON can write them, UTF-8 and tokenizers cannot.
+        InvalidRequestError: for a text with lone surrogates: JSON can write them, no tokenizer reads them.
     """
     if _SURROGATE.search(text):
         raise InvalidRequestError("The text holds half of a surrogate pair, which is no character")

@@ -131,6 +131,9 @@ def run(
 
 
 def _load(config: EngineConfig) -> AsyncEngine:
+    if not sys.stderr.isatty():
+        # transformers draws progress bars; in a log file they are one long line.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     from ..engine import AsyncEngine
 
     try:

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+
 from myllm_engine.config import EngineConfig
 from myllm_engine.engine import AsyncEngine, EngineStats
 from myllm_engine.request import CompletionOutput, Request, RequestOutput, TokenLogprob
@@ -50,8 +51,8 @@ def serve_engine(engine: Any, settings: ServerSettings | None = None) -> Iterato
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[AsyncEngine]:
-    """The bundled model."""
-    engine = AsyncEngine(EngineConfig(model="smollm2", kv_cache_memory=128 * 2**20))
+    """The bundled model, in float32: greedy answers do not depend on what else is in the batch."""
+    engine = AsyncEngine(EngineConfig(dtype="float32", kv_cache_memory=512 * 2**20))
     yield engine
     engine.close()
 

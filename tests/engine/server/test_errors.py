@@ -7,6 +7,7 @@ import json
 import httpx
 import openai
 import pytest
+
 from myllm_engine.errors import EngineDeadError, QueueFullError
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
@@ -107,7 +108,11 @@ def test_a_wrong_chat_request_is_explained(healthy, change, param, says):
 )
 def test_a_wrong_completion_request_is_refused(healthy, change, param):
     # json.dumps, unlike httpx, writes lone surrogates as escapes.
-    response = healthy.post("/v1/completions", content=json.dumps({"prompt": "hi", **change}))
+    response = healthy.post(
+        "/v1/completions",
+        content=json.dumps({"prompt": "hi", **change}),
+        headers={"content-type": "application/json"},
+    )
     assert response.status_code == 400, response.text
     if param:
         assert response.json()["error"]["param"] == param
@@ -143,9 +148,12 @@ def test_a_body_that_is_no_json_object_is_a_400(healthy, content, says):
     assert says in response.json()["error"]["message"]
 
 
-def test_curl_without_a_content_type_is_understood(healthy):
-    response = healthy.post("/v1/completions", content=b'{"prompt": "x"}')
-    assert response.status_code == 200
+@pytest.mark.parametrize("content_type", [None, "application/x-www-form-urlencoded", "text/plain"])
+def test_only_json_is_taken_for_json(healthy, content_type):
+    headers = {"content-type": content_type} if content_type else {}
+    response = healthy.post("/v1/completions", content=b'{"prompt": "x"}', headers=headers)
+    assert response.status_code == 400
+    assert "Content-Type: application/json" in response.json()["error"]["message"]
 
 
 def test_an_unknown_model_lists_the_served_ones(healthy):
@@ -225,7 +233,8 @@ def test_an_unforeseen_failure_keeps_its_words_in_the_log(scripted, caplog):
         ({"max_new_tokens": 0}, "`max_new_tokens` must be strictly positive"),
         (
             {"max_new_tokens": 99},
-            "`inputs` tokens + `max_new_tokens` must be <= 100. Given: 2 `inputs` tokens and 99 `max_new_tokens`",
+            "`inputs` tokens + `max_new_tokens` must be <= 100. "
+            "Given: 2 `inputs` tokens and 99 `max_new_tokens`",
         ),
         ({"best_of": 3, "do_sample": True}, "`best_of` must be > 0 and <= 2. Given: 3"),
         ({"best_of": 2}, "you must use sampling when `best_of` is > 1"),
