@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import huggingface_hub.constants
 import pytest
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import ValidationError
@@ -11,9 +12,17 @@ from huggingface_hub.errors import ValidationError
 PROMPT = "The sky is blue because"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def online():
+    """Let huggingface_hub reach the loopback server: offline, it refuses any address."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def client(live):
-    return InferenceClient(model=live.url, timeout=60)
+    return InferenceClient(model=live.url, timeout=60, provider="hf-inference")
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +111,7 @@ def test_stream_events_are_tgis(http, greedy):
     assert all(event.startswith('data:{"index":') for event in events)
     parsed = [json.loads(event[5:]) for event in events]
     assert [event["token"] for event in parsed] == greedy["details"]["tokens"]
-    assert all([top["id"] for top in event["top_tokens"]][0] == event["token"]["id"] for event in parsed)
+    assert all(event["top_tokens"][0]["id"] == event["token"]["id"] for event in parsed)
     assert all(len(event["top_tokens"]) == 2 for event in parsed)
     assert parsed[-1]["generated_text"] == greedy["generated_text"]
     # Details were not asked for.
