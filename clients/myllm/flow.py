@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -142,12 +143,11 @@ def _attempts(
     route: Route, request: WireRequest, call: Call, request_id: str, deadline: _Deadline, stream: bool = False
 ) -> Flow[tuple[Send, Reply]]:
     """Send one request until it succeeds, may not be retried, or has used up its tries or its time."""
-    first = route.first()
-    many = len(route.endpoints)
+    turns = _Turns(route)
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_retryable),
         stop=_stop(route, call.timeout, deadline),
-        wait=lambda state: _wait(state, many),
+        wait=lambda state: _wait(state, len(route.endpoints)),
         reraise=True,
     )
     state = tenacity.RetryCallState(retry_object=retrying, fn=None, args=(), kwargs={})
@@ -155,7 +155,7 @@ def _attempts(
     while True:
         do = retrying.iter(retry_state=state)
         if isinstance(do, DoAttempt):
-            endpoint = route.endpoints[(first + state.attempt_number - 1) % many]
+            endpoint = turns.take()
             try:
                 send = _send(
                     route, endpoint, request, call, request_id, deadline, state.attempt_number, stream
@@ -165,6 +165,8 @@ def _attempts(
                 if reply.status >= 400:
                     raise error_from_reply(send, reply, route.dialect, request_id)
             except MyLLMError as exc:
+                if isinstance(exc, ConnectError):
+                    turns.dead.add(endpoint)
                 state.set_exception((type(exc), exc, exc.__traceback__))
             else:
                 return send, reply
@@ -174,6 +176,22 @@ def _attempts(
                 yield Sleep(seconds=float(do))
         else:  # tenacity returns the result of the last attempt; ours left the loop above
             raise AssertionError(f"tenacity asked for {do!r}")
+
+
+class _Turns:
+    """The endpoints that the tries of one request go to: around the ring, past those found dead."""
+
+    def __init__(self, route: Route) -> None:
+        first = route.first()
+        self._ring = deque((*route.endpoints[first:], *route.endpoints[:first]))
+        self.dead: set[Endpoint] = set()
+
+    def take(self) -> Endpoint:
+        """Return the next endpoint; when all are dead, they get another turn each."""
+        alive = [endpoint for endpoint in self._ring if endpoint not in self.dead]
+        endpoint = alive[0] if alive else self._ring[0]
+        self._ring.rotate(-1 - self._ring.index(endpoint))
+        return endpoint
 
 
 def is_retryable(error: BaseException) -> bool:

@@ -103,7 +103,7 @@ def build(call: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) ->
     try:
         return Parameters(**values)
     except PydanticValidationError as exc:
-        raise _readable(exc) from None
+        raise _readable(exc, values) from None
 
 
 def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,8 +155,9 @@ def unknown_parameter(name: str) -> UnknownParameterError:
     )
 
 
-def _readable(exc: PydanticValidationError) -> InvalidParameterError:
+def _readable(exc: PydanticValidationError, values: Mapping[str, Any]) -> InvalidParameterError:
     first = exc.errors(include_url=False, include_context=False)[0]
-    name = str(first["loc"][0]) if first["loc"] else None
-    given = first.get("input")
-    return InvalidParameterError(f"`{name}={given!r}`: {first['msg'].lower()}.", param=name)
+    name = str(first["loc"][0])
+    inside = "".join(f"[{part!r}]" for part in first["loc"][1:] if part != "[key]")
+    at = f" at `{name}{inside}`" if inside else ""
+    return InvalidParameterError(f"`{name}={values.get(name)!r}`:{at} {first['msg'].lower()}.", param=name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from typing import Any, Generic, TypeVar
 
 from .dialects import DONE, ChunkReader
@@ -169,7 +169,7 @@ class Stream(Generic[ChunkT, FinalT]):
     def __init__(self, parser: StreamParser, body: OpenBody) -> None:
         self._parser = parser
         self._body = body
-        self._chunks: Iterator[ChunkT] = self._run()
+        self._chunks: Generator[ChunkT, None, None] = self._run()
 
     @property
     def request_id(self) -> str:
@@ -179,7 +179,7 @@ class Stream(Generic[ChunkT, FinalT]):
     def __iter__(self) -> Iterator[ChunkT]:
         return self._chunks
 
-    def _run(self) -> Iterator[ChunkT]:
+    def _run(self) -> Generator[ChunkT, None, None]:
         with self._body as body:
             try:
                 for data in body:
@@ -208,7 +208,8 @@ class Stream(Generic[ChunkT, FinalT]):
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; nothing more comes from the iterator."""
+        self._chunks.close()
         self._body.close()
 
 
@@ -218,7 +219,7 @@ class AsyncStream(Generic[ChunkT, FinalT]):
     def __init__(self, parser: StreamParser, body: AsyncOpenBody) -> None:
         self._parser = parser
         self._body = body
-        self._chunks: AsyncIterator[ChunkT] = self._run()
+        self._chunks: AsyncGenerator[ChunkT, None] = self._run()
 
     @property
     def request_id(self) -> str:
@@ -228,7 +229,7 @@ class AsyncStream(Generic[ChunkT, FinalT]):
     def __aiter__(self) -> AsyncIterator[ChunkT]:
         return self._chunks
 
-    async def _run(self) -> AsyncIterator[ChunkT]:
+    async def _run(self) -> AsyncGenerator[ChunkT, None]:
         async with self._body as body:
             try:
                 async for data in body:
@@ -255,7 +256,8 @@ class AsyncStream(Generic[ChunkT, FinalT]):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection."""
+        """See `Stream.close`."""
+        await self._chunks.aclose()
         await self._body.close()
 
 

@@ -92,9 +92,9 @@ class Reply:
         self._http.wfile.write(b"0\r\n\r\n")
 
     def hang_up(self) -> None:
-        """Reset the connection."""
-        self._http.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        self._http.connection.close()
+        """Break the connection off."""
+        self._http.connection.shutdown(socket.SHUT_RDWR)
+        self._http.close_connection = True
 
 
 @pytest.fixture
