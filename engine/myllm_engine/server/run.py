@@ -11,6 +11,7 @@ import stat
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from ..config import EngineConfig
@@ -213,6 +214,11 @@ def banner(engine: AsyncEngine, settings: ServerSettings, sock: socket.socket, v
     url = _url(sock)
     page = engine.config.page_size
     key = ", with an API key" if settings.api_keys else ""
+    warning = ""
+    if not settings.api_keys and _is_open(sock):
+        warning = (
+            "Anyone on the network may use it: `--api-key` asks for a key, `--host 127.0.0.1` closes it.\n"
+        )
     return (
         f"myllm {version} is ready: {engine.model_name}, served as {names}{key}\n"
         f"  device    {engine.device}, {engine.dtype}\n"
@@ -221,8 +227,16 @@ def banner(engine: AsyncEngine, settings: ServerSettings, sock: socket.socket, v
         f"  OpenAI    {url}/v1\n"
         f"  TGI       {url}/generate\n"
         f"  API       {url}/docs\n"
+        f"{warning}"
         f"Stop it with Ctrl-C or `kill {os.getpid()}`.\n"
     )
+
+
+def _is_open(sock: socket.socket) -> bool:
+    """Tell whether the socket can be reached from other machines."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    return not ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def _url(sock: socket.socket) -> str:
