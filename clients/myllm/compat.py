@@ -19,7 +19,7 @@ from typing import Any
 
 from .client import UNSET, Client
 from .endpoints import PortSpec, UrlSpec, endpoints_from
-from .errors import APIStatusError, InvalidParameterError
+from .errors import APIStatusError, InvalidParameterError, MyLLMError, UnsupportedFeatureError
 from .params import canonical
 from .transport.http import HTTPOptions
 from .types import ChatCompletion, Completion
@@ -47,7 +47,7 @@ class HFClient:
         http_request_kwargs: Mapping[str, Any] | None,
         **kwargs: Any,
     ) -> None:
-        model_type = kwargs.pop("model_type", "text")
+        model_type = kwargs.pop("model_type", "auto")
         if url in ("chat", "text"):
             # DSPy 2.4.9 to 2.5 had `model_type` in the third place, its documentation `url`.
             warnings.warn(
@@ -78,13 +78,14 @@ class HFClient:
         canonical(kwargs)  # an unknown name is refused here, not at the first call
         self.kwargs: dict[str, Any] = {**defaults, **kwargs}
         self.history: list[dict[str, Any]] = []
+        self._no_template = False
         self._lock = threading.Lock()
 
     def _generate(self, prompt: str, **kwargs: Any) -> dict[str, Any]:
         """Generate for one prompt.
 
         Args:
-            prompt: the text to continue; with `model_type="chat"` the user's message.
+            prompt: the user's message, or with `model_type="text"` the text to continue.
             **kwargs: parameters that go before the client's own; `system_prompt` and `extra_body` too.
 
         Returns:
@@ -99,19 +100,33 @@ class HFClient:
         timeout = kwargs.pop("timeout", UNSET)
         params = {**canonical(self.kwargs), **canonical(kwargs)}
         answer: Completion | ChatCompletion
-        if self.model_type != "text":
+        if self.model_type == "chat" or (self.model_type == "auto" and not self._no_template):
             messages = [{"role": "user", "content": prompt}]
             if system_prompt:
                 messages.insert(0, {"role": "system", "content": system_prompt})
             try:
                 answer = self.client.chat(messages, extra_body=extra_body, timeout=timeout, **params)
                 return _old_response(prompt, answer)
-            except APIStatusError as exc:
-                if self.model_type == "chat" or "chat template" not in str(exc).lower():
+            except (UnsupportedFeatureError, APIStatusError) as exc:
+                if self.model_type == "chat" or not self._text_is_meant(exc):
                     raise
-                self.model_type = "text"  # "auto", and the model has no chat template
         answer = self.client.complete(prompt, extra_body=extra_body, timeout=timeout, **params)
         return _old_response(prompt, answer)
+
+    def _text_is_meant(self, exc: MyLLMError) -> bool:
+        """Whether "auto" answers a failed chat call with a completion: no template, no chat endpoint, or a
+        parameter that only the completion endpoint knows (TGI's `top_k`, `typical_p`, …)."""
+        if isinstance(exc, UnsupportedFeatureError):
+            return True
+        words = (exc.server_message or "").lower()
+        # A server without the route says 404 too, but it does not speak of the model.
+        if (
+            "chat template" in words
+            or "chat_template" in words
+            or (exc.status == 404 and "model" not in words)
+        ):
+            self._no_template = True
+        return self._no_template
 
     def request(self, prompt: str, **kwargs: Any) -> dict[str, Any]:
         """Generate for one prompt, and remember it in `history`."""
@@ -196,9 +211,10 @@ class HFClientVLLM(HFClient):
         model: the served model's name.
         port: a port, or several: the servers take turns, and a dead one's calls go to the next.
         url: where the servers are; with or without scheme, port and `/v1`; a list for several hosts.
-        **kwargs: `model_type` ("text": `/v1/completions`, the default; "chat": `/v1/chat/completions`;
-            "auto": chat if the model has a chat template), `system_prompt` (chat), `api_key`, `timeout`,
-            `max_retries`, `headers`, `http_request_kwargs`, and default parameters of the requests.
+        **kwargs: `model_type` ("auto", the default: the prompt is a chat message if the model has a chat
+            template and the endpoint knows every parameter, else text to continue; "chat"; "text", as
+            DSPy's client had it), `system_prompt` (chat), `api_key`, `timeout`, `max_retries`, `headers`,
+            `http_request_kwargs`, and default parameters of the requests.
 
     Raises:
         UnknownParameterError, InvalidParameterError: an argument is not understood.

@@ -21,7 +21,7 @@ CHAT = {
 
 def test_generate_keeps_its_shape_and_its_defaults(wire):
     wire.answers(TEXT)
-    response = HFClientVLLM("m", wire.port)._generate("The capital of France is")
+    response = HFClientVLLM("m", wire.port, model_type="text")._generate("The capital of France is")
     assert response["prompt"] == "The capital of France is"
     assert response["choices"] == [{"text": " Paris", "index": 0, "finish_reason": "stop"}]
     assert (response["model"], response["usage"]["total_tokens"]) == ("m", 6)
@@ -33,7 +33,9 @@ def test_generate_keeps_its_shape_and_its_defaults(wire):
 
 def test_constructor_s_parameters_are_defaults_and_a_call_s_go_before_them(wire):
     wire.answers(TEXT)
-    client = HFClientVLLM(model="m", port=wire.port, url="http://127.0.0.1", max_tokens=9, top_k=4)
+    client = HFClientVLLM(
+        model="m", port=wire.port, url="http://127.0.0.1", model_type="text", max_tokens=9, top_k=4
+    )
     client._generate("x", max_new_tokens=3)
     assert client.kwargs["max_tokens"] == 9
     assert client.kwargs["temperature"] == 0.0
@@ -44,13 +46,13 @@ def test_an_unknown_parameter_is_refused_where_the_old_client_dropped_it(wire):
     with pytest.raises(myllm.UnknownParameterError, match="Did you mean `temperature`"):
         HFClientVLLM("m", wire.port, temperatur=1)
     with pytest.raises(myllm.UnknownParameterError, match="Did you mean `max_tokens`"):
-        HFClientVLLM("m", wire.port)._generate("x", max_tokns=1)
+        HFClientVLLM("m", wire.port, model_type="text")._generate("x", max_tokns=1)
     assert wire.seen == []
 
 
 def test_call_returns_texts_and_history_remembers(wire, capsys):
     wire.answers(TEXT)
-    client = HFClientVLLM("m", wire.port)
+    client = HFClientVLLM("m", wire.port, model_type="text")
     assert client("The capital?", temperature=0.5) == [" Paris"]
     (entry,) = client.history
     assert set(entry) == {"prompt", "response", "kwargs", "raw_kwargs"}
@@ -64,7 +66,7 @@ def test_call_returns_texts_and_history_remembers(wire, capsys):
 
 def test_generate_itself_leaves_no_history(wire):
     wire.answers(TEXT)
-    client = HFClientVLLM("m", wire.port)
+    client = HFClientVLLM("m", wire.port, model_type="text")
     client._generate("x")
     assert client.history == []
 
@@ -87,17 +89,47 @@ def test_third_positional_model_type_still_works_with_a_warning(wire):
     assert client("Hi") == ["Paris"]
 
 
-def test_auto_model_type_falls_back_to_text_when_there_is_no_template(wire):
-    def handler(seen, reply):
-        if "chat" in seen.path:
-            reply.json({"error": {"message": "the model has no chat template"}}, 400)
-        else:
-            reply.json(TEXT)
+@pytest.mark.parametrize("make", [HFClientVLLM, HFClientTGI])
+def test_a_prompt_is_a_chat_message_where_the_old_clients_sent_raw_text(wire, make):
+    """An instruct model has nothing to say to a question without its chat template."""
+    wire.answers(CHAT)
+    assert make("m", wire.port)("The capital of France?") == ["Paris"]
+    assert wire.seen[0].path == "/v1/chat/completions"
+    assert wire.bodies[0]["messages"] == [{"role": "user", "content": "The capital of France?"}]
 
-    wire.handler = handler
-    client = HFClientVLLM("m", wire.port, model_type="auto")
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(400, {"error": {"message": "the model has no chat template"}}), (404, {"detail": "Not Found"})],
+)
+def test_without_template_or_chat_route_a_prompt_is_text_from_then_on(wire, status, body):
+    wire.handler = lambda seen, reply: reply.json(body, status) if "chat" in seen.path else reply.json(TEXT)
+    client = HFClientVLLM("m", wire.port)
     assert [client("Hi"), client("Hi")] == [[" Paris"], [" Paris"]]
     assert [seen.path for seen in wire.seen] == ["/v1/chat/completions", "/v1/completions", "/v1/completions"]
+
+
+def test_other_refusals_are_not_taken_for_a_missing_template(wire):
+    wire.handler = lambda seen, reply: reply.json(
+        {"error": {"message": "The model `m` does not exist."}}, 404
+    )
+    with pytest.raises(myllm.NotFoundError):
+        HFClientVLLM("m", wire.port)("Hi")
+    assert len(wire.seen) == 1
+
+
+def test_parameters_that_only_tgi_s_generate_knows_take_that_route(wire):
+    wire.answers({"generated_text": " Paris"})
+    assert HFClientTGI("m", wire.port, top_k=5)("Hi") == [" Paris"]
+    assert [seen.path for seen in wire.seen] == ["/generate"]
+
+
+def test_tgi_chat_makes_n_requests_where_the_server_would_ignore_n(wire):
+    wire.answers(CHAT)
+    texts = HFClientTGI("m", wire.port, model_type="chat")("Hi", n=3, seed=7, temperature=1)
+    assert texts == ["Paris"] * 3
+    assert [body["seed"] for body in wire.bodies] == [7, 8, 9]
+    assert all("n" not in body for body in wire.bodies)
 
 
 @pytest.mark.parametrize("make", [HFClientVLLM, HFClientTGI])
@@ -116,7 +148,7 @@ def test_tgi_generate(wire):
     wire.answers(
         {"generated_text": " Paris\n", "details": {"finish_reason": "stop_sequence", "generated_tokens": 2}}
     )
-    response = HFClientTGI("m", wire.port)._generate("The capital of France is")
+    response = HFClientTGI("m", wire.port, model_type="text")._generate("The capital of France is")
     assert response["choices"] == [{"text": " Paris", "index": 0, "finish_reason": "stop"}]
     assert wire.seen[0].path == "/generate"
     assert wire.bodies[0]["parameters"] == {
@@ -130,6 +162,7 @@ def test_http_request_kwargs_are_mapped(wire):
     client = HFClientTGI(
         "m",
         wire.port,
+        model_type="text",
         http_request_kwargs={
             "headers": {"X-A": "1"},
             "timeout": (1, 20),
@@ -147,7 +180,7 @@ def test_http_request_kwargs_are_mapped(wire):
 
 def test_copy_has_other_defaults_and_shares_the_connections(wire):
     wire.answers(TEXT)
-    client = HFClientVLLM("m", wire.port)
+    client = HFClientVLLM("m", wire.port, model_type="text")
     client("x")
     other = client.copy(temperature=0.9, model="m2")
     other("y")
@@ -158,7 +191,7 @@ def test_copy_has_other_defaults_and_shares_the_connections(wire):
 
 def test_pickle_and_deepcopy(wire):
     wire.answers(TEXT)
-    client = HFClientVLLM("m", wire.port, api_key="k")
+    client = HFClientVLLM("m", wire.port, model_type="text", api_key="k")
     assert pickle.loads(pickle.dumps(client))("x") == [" Paris"]
     assert wire.seen[-1].headers["authorization"] == "Bearer k"
     assert copy.deepcopy(client)("x") == [" Paris"]
@@ -166,14 +199,14 @@ def test_pickle_and_deepcopy(wire):
 
 def test_a_key_is_in_no_repr_and_no_history(wire):
     wire.answers(TEXT)
-    client = HFClientVLLM("m", wire.port, api_key="sesame")
+    client = HFClientVLLM("m", wire.port, model_type="text", api_key="sesame")
     client("x")
     assert "sesame" not in f"{client!r} {client.client!r} {client.history!r} {client.kwargs!r}"
 
 
 def test_32_threads(wire):
     wire.answers(TEXT)
-    client = HFClientVLLM("m", wire.port)
+    client = HFClientVLLM("m", wire.port, model_type="text")
     texts = []
     threads = [threading.Thread(target=lambda: texts.extend(client("x"))) for _ in range(32)]
     for thread in threads:
@@ -187,6 +220,6 @@ def test_32_threads(wire):
 def test_errors_are_typed_where_the_old_client_raised_bare_exceptions(wire, free_port):
     wire.handler = lambda seen, reply: reply.raw(b"<html>nginx</html>")
     with pytest.raises(myllm.InvalidResponseError, match="not JSON"):
-        HFClientVLLM("m", wire.port)._generate("x")
+        HFClientVLLM("m", wire.port, model_type="text")._generate("x")
     with pytest.raises(myllm.ConnectError, match="myllm serve"):
         HFClientTGI("m", free_port)._generate("x")

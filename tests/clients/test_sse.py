@@ -28,7 +28,9 @@ def test_the_last_event_may_lack_its_blank_line():
 
 
 @given(
-    st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), min_size=1), min_size=1, max_size=5),
+    st.lists(
+        st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), min_size=1), min_size=1, max_size=5
+    ),
     st.lists(st.integers(0, 200), max_size=10),
 )
 def test_cuts_anywhere_change_nothing(texts, cuts):

@@ -7,6 +7,7 @@ Wire format: TGI's published OpenAPI document (v3), and its validation rules
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..errors import APIStatusError, InvalidResponseError, ServerError, error_class_for_status
@@ -51,16 +52,20 @@ class TGIDialect(OpenAIDialect):
     """
 
     name = "tgi"
-    chat_params = OpenAIDialect.chat_params - {"reasoning_effort", "parallel_tool_calls"}
+    # TGI's chat route reads `logit_bias` and ignores it, and takes `presence_penalty` for another penalty.
+    chat_params = OpenAIDialect.chat_params - {
+        "reasoning_effort",
+        "parallel_tool_calls",
+        "logit_bias",
+        "presence_penalty",
+    }
 
     def requests(self, call: Call) -> list[WireRequest]:
         """See `Dialect.requests`. `n` becomes `best_of` where TGI can, else `n` requests, seed by seed."""
         if call.kind == "chat":
-            if (call.params.n or 1) > 1:
-                raise refuse(
-                    "n", call.params.n, self.name, "the chat endpoint", "TGI ignores it: make several calls."
-                )
-            return super().requests(call)
+            (request,) = super().requests(call)
+            request.json.pop("n", None)  # TGI reads it and ignores it
+            return [replace(request, json={**request.json, **seed}) for seed in self._seeds(call)]
         if not isinstance(call.prompt, str):
             raise refuse("prompt", call.prompt, self.name, "the generate endpoint", "TGI takes text only.")
         parameters = self._parameters(call)
@@ -79,8 +84,6 @@ class TGIDialect(OpenAIDialect):
         """Return what sets each of the call's requests apart."""
         n, seed = call.params.n or 1, call.params.seed
         best_of = max(n, call.params.best_of or 1)
-        if call.stream and best_of > 1:
-            raise refuse("n", n, self.name, "the stream", "Open one stream for each answer.")
         # TGI takes best_of only when it samples, and not together with a seed.
         can = sampled and seed is None and best_of <= MAX_BEST_OF
         if best_of > n and not can:
@@ -88,8 +91,13 @@ class TGIDialect(OpenAIDialect):
                 "best_of", best_of, self.name, "the generate endpoint",
                 f"TGI wants it to be at most {MAX_BEST_OF}, with sampling and without a seed.",
             )  # fmt: skip
-        if best_of > 1 and can:
-            return [{"best_of": best_of}]
+        return [{"best_of": best_of}] if best_of > 1 and can and not call.stream else self._seeds(call)
+
+    def _seeds(self, call: Call) -> list[dict[str, Any]]:
+        """Return one entry for each of the `n` requests, each with a seed of its own if one was given."""
+        n, seed = call.params.n or 1, call.params.seed
+        if call.stream and n > 1:
+            raise refuse("n", n, self.name, "the stream", "Open one stream for each answer.")
         return [{} if seed is None else {"seed": seed + i} for i in range(n)]
 
     def _parameters(self, call: Call) -> dict[str, Any]:
@@ -117,7 +125,7 @@ class TGIDialect(OpenAIDialect):
     def answer(self, call: Call, replies: Sequence[Reply]) -> ChatCompletion | Completion:
         """See `Dialect.answer`."""
         if call.kind == "chat":
-            return super().answer(call, replies)
+            return _merged([super(TGIDialect, self).answer(call, [reply]) for reply in replies])
         raws = [load_json(reply.body) for reply in replies]
         sequences: list[dict[str, Any]] = []
         for raw in raws:
@@ -191,6 +199,28 @@ class TGIReader:
             str(kind), ServerError
         )
         return cls("The server broke the stream off with an error.", server_message=words.message, body=raw)
+
+
+def _merged(answers: list[ChatCompletion | Completion]) -> ChatCompletion | Completion:
+    """Join the answers of `n` requests into one with `n` choices."""
+    first = answers[0]
+    if len(answers) == 1:
+        return first
+    assert isinstance(first, ChatCompletion)
+    choices = [choice for answer in answers for choice in answer.choices]
+    merged = ChatCompletion(
+        id=first.id,
+        created=first.created,
+        model=first.model,
+        choices=[choice.model_copy(update={"index": i}) for i, choice in enumerate(choices)],
+    )
+    if all(answer.usage for answer in answers):
+        merged.usage = _counts(
+            first.usage.prompt_tokens if first.usage else 0,
+            sum(answer.usage.completion_tokens for answer in answers if answer.usage),
+        )
+    merged._raw = [answer.raw for answer in answers]
+    return merged
 
 
 def _choice(call: Call, index: int, sequence: dict[str, Any]) -> CompletionChoice:
