@@ -1,0 +1,95 @@
+"""Parameters on their way through DSPy.
+
+DSPy reads an LM's keywords with a reader that knows OpenAI's and refuses the rest (`min_p`,
+`repetition_penalty`, …), but hands on `metadata` untouched. What it does not know therefore travels inside
+`metadata`, under `PACK`: so it reaches the engine, is part of the cache key, and survives `copy()` and
+`Predict(…, min_p=0.1)`. A name that nobody knows is refused here, with the nearest one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from myllm import InvalidParameterError, params
+
+PACK = "__myllm__"
+
+# What `dspy.lm15.request_from_openai_chat` carries with the same meaning. Not `top_k`, whose 0 and -1 it
+# refuses, nor `chat_template_kwargs`, of which it knows one.
+_NATIVE = frozenset(
+    {"max_tokens", "temperature", "top_p", "n", "stop", "seed", "frequency_penalty", "presence_penalty",
+     "logprobs", "top_logprobs", "response_format", "tools", "tool_choice", "parallel_tool_calls",
+     "reasoning_effort", "user"}
+)  # fmt: skip
+# What DSPy keeps to itself.
+_CONTROLS = frozenset({"cache", "rollout_id", "request"})
+# Richer in DSPy than on the wire (a pydantic class, …): checked when the request is made.
+_CHECKED_LATER = frozenset({"response_format", "tools", "tool_choice"})
+
+
+def pack(given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return keywords that DSPy's reader understands, for keywords that the SDK understands.
+
+    Args:
+        given: parameters by any of their names, `extra_body`, and DSPy's own controls; `None` removes a
+            default.
+        defaults: the LM's own keywords, already packed; what they pack is kept unless given anew.
+
+    Raises:
+        UnknownParameterError: a name that neither DSPy nor the SDK knows.
+        InvalidParameterError: a value out of range, or two names of one parameter that contradict.
+    """
+    out = {name: value for name, value in given.items() if name in _CONTROLS}
+    rest = {name: value for name, value in given.items() if name not in _CONTROLS}
+    extra: dict[str, Any] = {}
+    if "extra_body" in rest:
+        extra["extra_body"] = _checked_body(rest.pop("extra_body"))
+    values = params.canonical(rest)
+    params.build({name: value for name, value in values.items() if name not in _CHECKED_LATER})
+    _spell_logprobs(values)
+    if values.get("logit_bias"):
+        values["logit_bias"] = {
+            str(token): bias for token, bias in values["logit_bias"].items()
+        }  # JSON's keys
+    for name, value in values.items():
+        (out if name in _NATIVE else extra)[name] = value
+    if extra:
+        merged = {**packed(defaults or {}), **extra}
+        merged = {name: value for name, value in merged.items() if value is not None}
+        # An empty pack and none are the same request, and should be the same cache entry.
+        out["metadata"] = {PACK: merged} if merged else None
+    return out
+
+
+def packed(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an LM's keywords hold packed."""
+    content = (kwargs.get("metadata") or {}).get(PACK) or {}
+    return dict(content)
+
+
+def unpack(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an LM's keywords as they were given: the inverse of `pack`, without what is not set."""
+    flat = {name: value for name, value in kwargs.items() if name != "metadata" and value is not None}
+    return {**flat, **packed(kwargs)}
+
+
+def wire(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return only the parameters that go to a server."""
+    return {name: value for name, value in unpack(kwargs).items() if name not in _CONTROLS}
+
+
+def _checked_body(body: Any) -> dict[str, Any] | None:
+    if body is not None and not isinstance(body, Mapping):
+        raise InvalidParameterError(f"`extra_body={body!r}` must be a mapping.", param="extra_body")
+    return dict(body) if body else None
+
+
+def _spell_logprobs(values: dict[str, Any]) -> None:
+    """Say `logprobs=5` and `top_logprobs=5` in DSPy's words, which are OpenAI's: `logprobs=True` as well."""
+    wanted = values.get("logprobs")
+    if isinstance(wanted, int) and not isinstance(wanted, bool):
+        values["top_logprobs"] = max(wanted, values.get("top_logprobs") or 0)
+        values["logprobs"] = True
+    elif wanted is None and values.get("top_logprobs"):
+        values["logprobs"] = True
