@@ -112,8 +112,8 @@ class ModelRunner:
         expected = list(range(config.num_hidden_layers))
         if sorted(probe.shapes) != expected:
             raise ModelLoadError(
-                f"{name!r} (family `{config.model_type}`) has {config.num_hidden_layers} layers, but attention "
-                f"ran in layers {sorted(probe.shapes)}: this engine cannot run it"
+                f"{name!r} (family `{config.model_type}`) has {config.num_hidden_layers} layers, but "
+                f"attention ran in layers {sorted(probe.shapes)}: this engine cannot run it"
             )
         for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
             if kind == "sliding_attention" and layer in probe.windows and probe.windows[layer] is None:

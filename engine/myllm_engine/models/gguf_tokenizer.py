@@ -88,8 +88,8 @@ def warn_of_unknown_split(metadata: dict[str, Any], path: str) -> None:
         known = {}
     if pre not in known:
         logger.warning(
-            "The tokenizer split %r (`tokenizer.ggml.pre` of %s) is not known: GPT-2's is used, and token ids "
-            "may be wrong. Pass `tokenizer=` with the folder or hub id of the original model.",
+            "The tokenizer split %r (`tokenizer.ggml.pre` of %s) is not known: GPT-2's is used, and token "
+            "ids may be wrong. Pass `tokenizer=` with the folder or hub id of the original model.",
             pre,
             path,
         )

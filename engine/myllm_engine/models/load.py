@@ -97,7 +97,7 @@ def load_model(
     if text_config._attn_implementation != ATTENTION_NAME:
         raise ModelLoadError(
             f"{config.model!r} is of the family `{text_config.model_type}`, whose attention in transformers "
-            "cannot be replaced, so that it cannot run over a paged KV cache: choose a model of another family"
+            "cannot be replaced: it cannot run over a paged KV cache; choose a model of another family"
         )
     model.eval()
     return LoadedModel(
@@ -191,7 +191,7 @@ def _max_model_len(config: EngineConfig, text_config: PretrainedConfig) -> int:
         return limit
     if config.max_model_len > limit:
         raise ModelLoadError(
-            f"`max_model_len` is {config.max_model_len}, but {config.model!r} has a context of {limit}: lower it"
+            f"`max_model_len` is {config.max_model_len}, but {config.model!r} has a context of {limit}"
         )
     return config.max_model_len
 

@@ -1,0 +1,91 @@
+"""Check what sampling parameters accept and how outputs join."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from myllm_engine.errors import EngineError, InvalidRequestError
+from myllm_engine.request import CompletionOutput, Request, RequestOutput, SamplingParams, TokenLogprob
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("max_tokens", [0, -1, 1.5, True, "3"]),
+        ("temperature", [-0.1, math.inf, math.nan, "hot", None]),
+        ("top_k", [-2, 1.0]),
+        ("top_p", [0, 0.0, 1.01, -1, math.nan]),
+        ("min_p", [-0.1, 1.1]),
+        ("typical_p", [0, 2]),
+        ("repetition_penalty", [0, -1]),
+        ("frequency_penalty", [-2.1, 2.1]),
+        ("presence_penalty", [-3, 3]),
+        ("logit_bias", [{"5": 1.0}, {-1: 1.0}, {5: math.inf}, {5: "x"}, [1]]),
+        ("seed", [2**63, 1.0, "x"]),
+        ("n", [0, 1.0]),
+        ("stop", ["", ["a", ""], [1], 5]),
+        ("stop_token_ids", [[-1], ["a"], 5, "5"]),
+        ("min_tokens", [-1]),
+        ("logprobs", [-1, True]),
+        ("ignore_eos", [1, "yes"]),
+    ],
+)
+def test_bad_values_are_refused_by_name(name, values):
+    for value in values:
+        with pytest.raises(InvalidRequestError, match=f"`{name}`") as caught:
+            SamplingParams(**{name: value})
+        assert caught.value.param == name
+        assert isinstance(caught.value, EngineError)
+        assert isinstance(caught.value, ValueError)
+
+
+def test_limits_themselves_are_accepted():
+    SamplingParams(
+        max_tokens=1, temperature=0, top_k=-1, top_p=1, min_p=1, typical_p=1, seed=-(2**63), logprobs=0
+    )
+    SamplingParams(frequency_penalty=-2, presence_penalty=2, logit_bias={0: -100}, min_tokens=3, max_tokens=3)
+
+
+def test_min_tokens_above_max_tokens_is_refused():
+    with pytest.raises(InvalidRequestError, match=r"`min_tokens` \(5\).*`max_tokens` \(4\)"):
+        SamplingParams(min_tokens=5, max_tokens=4)
+
+
+def test_sequences_are_normalised():
+    assert SamplingParams(stop="a").stop == ("a",)
+    assert SamplingParams(stop=["a", "b"], stop_token_ids=[1]).stop == ("a", "b")
+    assert SamplingParams(stop=None, stop_token_ids=None, logit_bias=None) == SamplingParams()
+    assert SamplingParams(temperature=0).greedy
+
+
+@pytest.mark.parametrize("ids", [[], [-1], ["a"], [1.0], "text"])
+def test_bad_prompts_are_refused(ids):
+    with pytest.raises(InvalidRequestError) as caught:
+        Request(prompt_token_ids=ids)
+    assert caught.value.param == "prompt"
+
+
+def test_request_ids_are_made_up():
+    assert Request(prompt_token_ids=[1]).request_id != Request(prompt_token_ids=[1]).request_id
+
+
+def test_outputs_join():
+    def logprob(token: int) -> TokenLogprob:
+        return TokenLogprob(token, -1.0, 1)
+
+    first = RequestOutput("r", [1], [CompletionOutput(1, "a", [5], [logprob(5)])])
+    first.extend(
+        RequestOutput("r", [1], [CompletionOutput(0, "x", [6]), CompletionOutput(1, "b", [7], [logprob(7)])])
+    )
+    first.extend(RequestOutput("r", [1], [CompletionOutput(1, "c", [], None, "stop", "c")], finished=True))
+    assert first == RequestOutput(
+        "r",
+        [1],
+        [
+            CompletionOutput(0, "x", [6]),
+            CompletionOutput(1, "abc", [5, 7], [logprob(5), logprob(7)], "stop", "c"),
+        ],
+        finished=True,
+    )
