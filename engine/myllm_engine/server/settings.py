@@ -43,8 +43,11 @@ class ServerContext:
     started: int
 
 
-def get_context(request: Request) -> ServerContext:
-    """Return the context of the application that serves `request`."""
+async def get_context(request: Request) -> ServerContext:
+    """Return the context of the application that serves `request`.
+
+    A coroutine only because FastAPI would run a plain function in a thread.
+    """
     context: ServerContext = request.app.state.context
     return context
 

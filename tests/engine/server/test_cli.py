@@ -168,6 +168,7 @@ def test_serve_on_an_inherited_socket_until_sigterm():
         host, port = sock.getsockname()
         environment = {**os.environ, "MYLLM_API_KEY": "one two"}
         arguments = ["--fd", str(sock.fileno()), "--served-model-name", "mine", "--log-level", "info"]
+        arguments += ["--shutdown-timeout", "1"]
         with running(*arguments, pass_fds=[sock.fileno()], env=environment) as (process, url, lines):
             sock.close()
             assert url == f"http://{host}:{port}"
@@ -192,7 +193,7 @@ def test_serve_on_an_inherited_socket_until_sigterm():
             assert done == "data: [DONE]"
             assert "The engine has stopped" in json.loads(last.removeprefix("data: "))["error"]["message"]
             assert process.wait(15) == 0
-            assert 4 < time.monotonic() - started < 12
+            assert 0.9 < time.monotonic() - started < 8
     log = "".join(lines)
     assert re.search(r"request aborted request_id=cmpl-\w+-0 prompts=1 prompt_tokens=2 ", log)
     assert "Secret words" not in log
@@ -235,12 +236,19 @@ def test_a_parent_that_dies_during_the_load_takes_the_server_along():
     assert process.wait(10) == -signal.SIGTERM
 
 
-def test_ctrl_c_ends_an_idle_server_at_once():
-    with running("--port", "0") as (process, url, lines):
-        assert httpx.get(f"{url}/health").status_code == 200
-        started = time.monotonic()
+def test_ctrl_c_lets_requests_finish():
+    with running("--port", "0", "--shutdown-timeout", "60") as (process, url, lines):
+        answers = []
+        body = {"prompt": "Once", "max_tokens": 24, "ignore_eos": True}
+        asking = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{url}/v1/completions", json=body, timeout=30))
+        )
+        asking.start()
+        time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
-        assert time.monotonic() - started < 3
+        asking.join()
+        assert answers[0].json()["usage"]["completion_tokens"] == 24
+        # Nothing is left to wait for: the grace is not used up.
+        assert process.wait(2) == 0
     # Quiet by default: nothing but the banner.
     assert len([line for line in lines if not re.match(r"\S+ \S+ WARNING", line)]) == 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import httpx
 import huggingface_hub.constants
 import pytest
 from huggingface_hub import InferenceClient
@@ -207,3 +208,17 @@ def test_input_beyond_the_context_is_refused_in_tgis_words(http, engine):
     response = http.post("/generate", json={"inputs": "a b" * limit})
     assert response.status_code == 422
     assert f"`inputs` must have less than {limit} tokens. Given: " in response.json()["error"]
+
+
+def test_joined_outputs_are_told_token_by_token(scripted, said):
+    # A slow reader gets several tokens at once; é is two of them.
+    outputs = [said(("caf", b"caf", None)), said(("", b"\xc3", None)), said(("é!", b"\xa9!", "length"))]
+    with scripted(outputs) as live:
+        body = {"inputs": "x", "parameters": {"details": True, "max_new_tokens": 6}}
+        response = httpx.post(f"{live.url}/generate_stream", json=body)
+    *events, _ = response.text.split("\n\n")
+    parsed = [json.loads(event[5:]) for event in events]
+    assert [event["index"] for event in parsed] == [1, 2, 3, 4, 5, 6]
+    assert [event["token"]["text"] for event in parsed] == ["c", "a", "f", "", "é", "!"]
+    assert [event["generated_text"] for event in parsed] == [None] * 5 + ["café!"]
+    assert parsed[-1]["details"]["generated_tokens"] == 6
