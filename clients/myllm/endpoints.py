@@ -12,7 +12,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from .errors import InvalidParameterError
 
-DEFAULT_URL = "http://localhost:8000"
+LOCALHOST = "http://localhost"
+DEFAULT_URL = f"{LOCALHOST}:8000"
 PortSpec = int | str | Iterable[int] | None
 UrlSpec = str | Sequence[str]
 
@@ -120,17 +121,23 @@ def _ports(port: PortSpec) -> list[int | None]:
 
 
 def resolve_endpoints(
-    base_url: UrlSpec | None, api_key: str | None, environ: Mapping[str, str] | None = None
+    base_url: UrlSpec | None,
+    api_key: str | None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    port: PortSpec = None,
 ) -> tuple[Endpoint, ...]:
     """Return the endpoints for what was given and what the environment says.
 
     URL: argument, `MYLLM_BASE_URL`, `OPENAI_BASE_URL`, `http://localhost:8000`. Key: argument,
     `MYLLM_API_KEY`, and `OPENAI_API_KEY` only when the URL came from `OPENAI_BASE_URL` too: the key of one
-    service is never shown to another.
+    service is never shown to another. A `port` without a URL means that port of this machine.
     """
     env = os.environ if environ is None else environ
-    url: UrlSpec | None = base_url or env.get("MYLLM_BASE_URL")
     key = api_key or env.get("MYLLM_API_KEY")
+    if port is not None:
+        return endpoints_from(base_url or LOCALHOST, port, key or None)
+    url: UrlSpec | None = base_url or env.get("MYLLM_BASE_URL")
     if url is None and (url := env.get("OPENAI_BASE_URL")):
         key = key or env.get("OPENAI_API_KEY")
     return endpoints_from(url or DEFAULT_URL, None, key or None)

@@ -1,4 +1,7 @@
-"""The one place that touches httpx: requests out, replies in, httpx's exceptions turned into ours."""
+"""Where httpx is touched: requests out, replies in, httpx's exceptions turned into ours.
+
+The other place is `framework.py`, for frameworks that bring an API client of their own.
+"""
 
 from __future__ import annotations
 
@@ -245,15 +248,16 @@ def _build(client: httpx.Client | httpx.AsyncClient, action: Send) -> httpx.Requ
         content=content,
         headers=headers,
         timeout=httpx.Timeout(
-            connect=_least(timeout.connect, timeout.total),
-            read=_least(timeout.read, timeout.total),
-            write=_least(timeout.read, timeout.total),
+            connect=least(timeout.connect, timeout.total),
+            read=least(timeout.read, timeout.total),
+            write=least(timeout.read, timeout.total),
             pool=timeout.total,
         ),
     )
 
 
-def _least(*seconds: float | None) -> float | None:
+def least(*seconds: float | None) -> float | None:
+    """Return the shortest of some limits; None is no limit."""
     return min((s for s in seconds if s is not None), default=None)
 
 
@@ -266,7 +270,7 @@ def _translated(action: Send) -> Iterator[None]:
     try:
         yield
     except httpx.HTTPError as exc:
-        raise _error(exc, action) from exc
+        raise error_from_httpx(exc, action) from exc
 
 
 @asynccontextmanager
@@ -276,7 +280,7 @@ async def _async_translated(action: Send, deadline: float | None) -> AsyncIterat
         async with asyncio.timeout(remaining):
             yield
     except httpx.HTTPError as exc:
-        raise _error(exc, action) from exc
+        raise error_from_httpx(exc, action) from exc
     except TimeoutError as exc:
         if isinstance(exc, MyLLMError):
             raise
@@ -293,19 +297,19 @@ def _deadline_error(action: Send) -> RequestTimeoutError:
     )
 
 
-def _error(exc: httpx.HTTPError, action: Send) -> MyLLMError:
+def error_from_httpx(exc: httpx.HTTPError, action: Send) -> MyLLMError:
     """Return our error for one of httpx's, with what to do."""
     url = action.endpoint.url
     context: dict[str, Any] = {"endpoint": url, "request_id": action.headers.get("X-Request-Id")}
     if isinstance(exc, httpx.ConnectTimeout):
-        limit = _least(action.timeout.connect, action.timeout.total)
+        limit = least(action.timeout.connect, action.timeout.total)
         return ConnectTimeoutError(
             f"{url} did not accept a connection within {limit:g} s.",
             hint="Is the host right and reachable? `timeout=Timeout(connect=…)` allows more time.",
             **context,
         )
     if isinstance(exc, httpx.ReadTimeout | httpx.WriteTimeout):
-        limit = _least(action.timeout.read, action.timeout.total)
+        limit = least(action.timeout.read, action.timeout.total)
         return RequestTimeoutError(
             f"{url} was silent for {limit:g} s.",
             phase="read" if isinstance(exc, httpx.ReadTimeout) else "write",
