@@ -26,14 +26,16 @@ def python(
 
 
 @pytest.mark.parametrize("statement", ["import myllm", "from myllm import HFClientVLLM"])
-def test_the_sdk_loads_quickly_and_alone(statement):
+def test_the_sdk_loads_alone(statement):
     code = (
         f"import sys; {statement}; heavy = {{'torch', 'transformers', 'dspy', 'litellm', 'autogen', 'openai', "
         "'myllm_engine', 'myllm_adapters', 'typer'} & set(sys.modules); assert not heavy, heavy"
     )
     assert (done := python(code)).returncode == 0, done.stderr
-    best = min(_seconds(statement) for _ in range(3)) - min(_seconds("pass") for _ in range(3))
-    assert best < 0.3
+
+
+def test_the_sdk_loads_quickly():
+    assert min(_seconds("import myllm") for _ in range(3)) < 0.3
 
 
 def _seconds(statement: str) -> float:
