@@ -6,10 +6,10 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fastapi import Request as HttpRequest
 
@@ -144,7 +144,7 @@ async def _merge(
     engine: AsyncEngine, requests: Sequence[Request]
 ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     if len(requests) == 1:
-        async with aclosing(engine.submit(requests[0])) as outputs:  # type: ignore[type-var]
+        async with aclosing(engine.submit(requests[0])) as outputs:
             async for output in outputs:
                 yield 0, output
         return
@@ -153,7 +153,7 @@ async def _merge(
 
     async def pump(index: int, request: Request) -> None:
         try:
-            async with aclosing(engine.submit(request)) as outputs:  # type: ignore[type-var]
+            async with aclosing(engine.submit(request)) as outputs:
                 async for output in outputs:
                     queue.put_nowait((index, output))
         except Exception as error:  # noqa: BLE001 - handed to the reader, who raises it
@@ -178,7 +178,7 @@ async def _merge(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _until_disconnect(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
+async def _until_disconnect(http: HttpRequest, work: Awaitable[T]) -> T:
     """Return the result of `work`; cancel it and raise ClientDisconnectedError if the client leaves first."""
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnect(http))

@@ -75,7 +75,7 @@ async def create_completion(body: CompletionRequest, context: Context, http: Htt
 
 async def _collect(answer: _Answer, http: HttpRequest) -> dict[str, Any]:
     completions = await answer.generation.collect(http)
-    choices = []
+    choices: list[dict[str, Any]] = []
     for completion in (sequence for sequences in completions for sequence in sequences):
         logprobs = None
         if answer.body.logprobs is not None:
