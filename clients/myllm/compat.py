@@ -11,6 +11,7 @@ For DSPy 3 itself use `myllm_adapters.dspy`, whose classes of the same names are
 from __future__ import annotations
 
 import copy
+import os
 import sys
 import threading
 import warnings
@@ -69,7 +70,9 @@ class HFClient:
         self.model_type = model_type
         self.system_prompt: str | None = kwargs.pop("system_prompt", None)
         self.client = Client(
-            endpoints=endpoints_from(url, port, kwargs.pop("api_key", None)),
+            endpoints=endpoints_from(
+                url, port, kwargs.pop("api_key", None) or os.environ.get("MYLLM_API_KEY") or None
+            ),
             model=model,
             dialect=self.dialect,
             max_retries=kwargs.pop("max_retries", 2),
@@ -213,8 +216,8 @@ class HFClientVLLM(HFClient):
         url: where the servers are; with or without scheme, port and `/v1`; a list for several hosts.
         **kwargs: `model_type` ("auto", the default: the prompt is a chat message if the model has a chat
             template and the endpoint knows every parameter, else text to continue; "chat"; "text", as
-            DSPy's client had it), `system_prompt` (chat), `api_key`, `timeout`, `max_retries`, `headers`,
-            `http_request_kwargs`, and default parameters of the requests.
+            DSPy's client had it), `system_prompt` (chat), `api_key` (default: `MYLLM_API_KEY`), `timeout`,
+            `max_retries`, `headers`, `http_request_kwargs`, and default parameters of the requests.
 
     Raises:
         UnknownParameterError, InvalidParameterError: an argument is not understood.
