@@ -215,7 +215,7 @@ class HFClientLM(ServerLM):
         del state["dialect"]
         if http is not None:
             state["http_request_kwargs"] = http
-        if self._old.model_type != "text":
+        if self._old.model_type != "auto":
             state["model_type"] = self._old.model_type
         if self._old.system_prompt is not None:
             state["system_prompt"] = self._old.system_prompt
@@ -229,7 +229,7 @@ class HFClientVLLM(HFClientLM):
         model: the served model's name.
         port: a port, or several: the servers take turns, and a dead one's calls go to the next.
         url: where the servers are; see `myllm.HFClientVLLM`.
-        **kwargs: as `Client`'s; also `http_request_kwargs`, and `model_type` ("text", "chat", "auto") and
+        **kwargs: as `Client`'s; also `http_request_kwargs`, and `model_type` ("auto", "chat", "text") and
             `system_prompt`, which concern `_generate` alone.
 
     Raises:

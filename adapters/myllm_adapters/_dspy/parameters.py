@@ -53,7 +53,10 @@ def pack(given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) ->
             str(token): bias for token, bias in values["logit_bias"].items()
         }  # JSON's keys
     for name, value in values.items():
-        (out if name in _NATIVE else extra)[name] = value
+        if name not in _NATIVE:
+            extra[name] = value
+        elif value is not None or (defaults or {}).get(name) is not None:  # else there is nothing to remove
+            out[name] = value
     if extra:
         merged = {**packed(defaults or {}), **extra}
         merged = {name: value for name, value in merged.items() if value is not None}
