@@ -34,7 +34,7 @@ try:
     from autogen import LLMConfig
     from autogen.llm_config.entry import ApplicationConfig
     from autogen.oai.client import OpenAILLMConfigEntry, OpenAIWrapper
-    from pydantic import Field
+    from pydantic import Field, field_serializer
 except ImportError as exc:
     raise missing_extra(__name__, "autogen", exc) from exc
 
@@ -114,6 +114,10 @@ class MyLLMConfigEntry(OpenAILLMConfigEntry):
             extra_body={**extra, **(extra_body or {})} or None,
             **top_level,
         )
+
+    @field_serializer("http_client", when_used="json")
+    def _no_client_in_json(self, client: httpx.Client | None) -> None:
+        """Leave sockets out of JSON."""
 
     def apply_application_config(self, application_config: ApplicationConfig) -> MyLLMConfigEntry:
         """Take over what the whole configuration says and this entry does not; a 0 of this entry stays."""

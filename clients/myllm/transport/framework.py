@@ -79,6 +79,9 @@ class FrameworkClient(httpx.Client):
             response.stream = _TranslatedStream(response.stream, request, action, self._settings.translate)
         return response
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._settings.endpoint.url!r})"
+
     def __copy__(self) -> FrameworkClient:
         return self
 
