@@ -70,10 +70,11 @@ class ServerLM(dspy.LM):
         # The same settings; each kind of client has connections of its own.
         async_client = myllm.AsyncClient(**client.__getstate__())
         self.client = client
+        self._async_engine = AsyncEngine(async_client, stated)
         super().__init__(
             model,
             engine=Engine(client, stated),
-            async_engine=AsyncEngine(async_client, stated),
+            async_engine=self._async_engine,
             **options,
             **pack(parameters),
         )
@@ -101,13 +102,11 @@ class ServerLM(dspy.LM):
         # one: there DSPy asks n times.
         alone = isinstance(prompt, lm15.Request) or "request" in kwargs
         alone = alone or self.client.dialect == "tgi" or dspy.settings.send_stream is not None  # type: ignore[attr-defined]
-        return fan_out(1 if alone else wanted)
+        return fan_out(wanted if isinstance(wanted, int) and not alone else 1)
 
     def copy(self, **kwargs: Any) -> ServerLM:
         """Return an LM with other parameters or settings, an empty history and the same connections."""
-        settings = {
-            name: value for name, value in kwargs.items() if hasattr(self, name) or name == "prompt_cache"
-        }
+        settings = {name: value for name, value in kwargs.items() if hasattr(self, name)}
         parameters = {name: value for name, value in kwargs.items() if name not in settings}
         changes = {**settings, **pack(_only_parameters(parameters), self.kwargs)}
         copied: ServerLM = super().copy(**changes)  # type: ignore[no-untyped-call]
@@ -120,7 +119,7 @@ class ServerLM(dspy.LM):
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop, and the synchronous ones."""
-        await self._async_engine_spec.aclose()
+        await self._async_engine.aclose()
         await super().aclose()  # type: ignore[no-untyped-call]
 
     def dump_state(self) -> dict[str, Any]:

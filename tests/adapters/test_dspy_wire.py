@@ -120,8 +120,13 @@ def wire() -> Iterator[Wire]:
             self.end_headers()
             self.wfile.write(data)
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
+    class QuietServer(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Clients that leave early are what some of these tests are about."""
+
+    http = QuietServer(("127.0.0.1", 0), Handler)
     state.port = http.server_port
     threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield state
@@ -708,6 +713,15 @@ class TestObjects:
             compiled = optimizer.compile(dspy.ChainOfThought("question -> answer"), trainset=examples)
         assert len(compiled.predictors()[0].demos) == 2
         assert all(body["min_p"] == 0.1 for body in wire.bodies)
+
+    def test_parallel_programs(self, wire: Wire) -> None:
+        program = dspy.ChainOfThought("question -> answer")
+        examples = [dspy.Example(question=f"q{i}").with_inputs("question") for i in range(12)]
+        with dspy.context(lm=vllm(wire, n=2)):
+            predictions = dspy.Parallel(num_threads=6, disable_progress_bar=True)(
+                [(program, example) for example in examples]
+            )
+        assert [p.answer for p in predictions] == ["Paris"] * 12
 
     def test_callbacks_once(self, wire: Wire) -> None:
         class Counts(dspy.utils.callback.BaseCallback):
