@@ -1,0 +1,291 @@
+"""What the LiteLLM provider sends, and how faults come out: LiteLLM against a server that says what it saw."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import litellm
+import pytest
+
+import myllm_adapters.litellm as adapter
+
+M = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+ANSWER = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "m",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "ok"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
+}
+
+
+def event(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return f"data: {json.dumps({**ANSWER, 'choices': [choice], 'usage': None, **more})}\n\n"
+
+
+USAGE_EVENT = f"data: {json.dumps({**ANSWER, 'choices': []})}\n\n"
+DONE = "data: [DONE]\n\n"
+
+
+def test_parameters_reach_the_wire(wire: Any) -> None:
+    wire.answers(ANSWER)
+    litellm.completion(
+        model="myllm/org/m", messages=M, api_base=f"{wire.url}/v1/", api_key="secret",
+        temperature=1.5, max_completion_tokens=9, top_k=5, min_p=0.1, repetition_penalty=1.2, stop="x", seed=1,
+        tools=[TOOL], tool_choice="auto", response_format={"type": "json_object"}, logit_bias={"5": -1},
+        extra_body={"guided_regex": "a+"}, extra_headers={"X-Team": "blue"}, num_retries=0, max_retries=3,
+    )  # fmt: skip
+    (seen,) = wire.seen
+    assert seen.path == "/v1/chat/completions"
+    assert seen.body == {
+        "model": "org/m", "messages": M, "temperature": 1.5, "max_tokens": 9, "top_k": 5, "min_p": 0.1,
+        "repetition_penalty": 1.2, "stop": ["x"], "seed": 1, "tools": [TOOL], "tool_choice": "auto",
+        "response_format": {"type": "json_object"}, "logit_bias": {"5": -1.0}, "guided_regex": "a+",
+    }  # fmt: skip
+    assert seen.headers["authorization"] == "Bearer secret"
+    assert seen.headers["x-team"] == "blue"
+
+
+def test_address_and_key_from_the_environment(wire: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    wire.answers(ANSWER)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-service")
+    monkeypatch.setenv("MYLLM_BASE_URL", wire.url)
+    litellm.completion(model="myllm/m", messages=M)
+    monkeypatch.setenv("MYLLM_API_KEY", "mine")
+    litellm.completion(model="myllm/m", messages=M)
+    assert [s.headers.get("authorization") for s in wire.seen] == [None, "Bearer mine"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_unknown_parameter_is_refused_with_the_nearest(wire: Any, stream: bool) -> None:
+    with pytest.raises(litellm.BadRequestError, match="Did you mean `repetition_penalty`"):
+        litellm.completion(
+            model="myllm/m", messages=M, api_base=wire.url, repitition_penalty=1.1, stream=stream
+        )
+    with pytest.raises(litellm.UnsupportedParamsError, match="typical_p"):
+        litellm.completion(model="myllm/m", messages=M, api_base=wire.url, typical_p=0.5, stream=stream)
+    assert wire.seen == []
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error", "match"),
+    [
+        (400, {"error": {"message": "no such thing"}}, litellm.BadRequestError, "no such thing"),
+        (
+            400,
+            {"error": {"message": "This model's maximum context length is 8 tokens."}},
+            litellm.ContextWindowExceededError,
+            "Shorten the prompt",
+        ),
+        (401, {"error": {"message": "bad key"}}, litellm.AuthenticationError, "MYLLM_API_KEY"),
+        (403, {"error": {"message": "not you"}}, litellm.PermissionDeniedError, "not you"),
+        (404, {"error": {"message": "The model `m` does not exist"}}, litellm.NotFoundError, "models()"),
+        (422, {"error": "bad", "error_type": "validation"}, litellm.UnprocessableEntityError, "bad"),
+        (429, {"error": {"message": "slow down"}}, litellm.RateLimitError, "slow down"),
+        (500, {"error": {"message": "boom"}}, litellm.InternalServerError, "boom"),
+        (503, {"error": {"message": "loading"}}, litellm.ServiceUnavailableError, "loading"),
+        (418, {"error": {"message": "teapot"}}, litellm.APIError, "teapot"),
+    ],
+)
+def test_statuses(wire: Any, status: int, body: Any, error: type[Exception], match: str) -> None:
+    wire.handler = lambda seen, reply: reply.json(body, status, {"Retry-After": "7"})
+    for stream in (False, True):
+        with pytest.raises(error, match=match) as caught:
+            litellm.completion(model="myllm/m", messages=M, api_base=wire.url, stream=stream)
+        assert caught.type is error
+        assert wire.url in str(caught.value)
+    assert len(wire.seen) == 2  # one try each: retries are LiteLLM's
+    if status == 429:
+        assert caught.value.response.headers["retry-after"] == "7"  # what a Router waits for
+
+
+def test_num_retries_are_litellms(wire: Any) -> None:
+    answers = [(503, {"error": {"message": "loading"}}), (200, ANSWER)]
+
+    def handler(seen: Any, reply: Any) -> None:
+        status, body = answers.pop(0)
+        reply.json(body, status)
+
+    wire.handler = handler
+    response = litellm.completion(model="myllm/m", messages=M, api_base=wire.url, num_retries=1)
+    assert response.choices[0].message.content == "ok"
+
+
+async def test_statuses_of_async_calls(wire: Any) -> None:
+    wire.handler = lambda seen, reply: reply.json({"error": {"message": "bad key"}}, 401)
+    with pytest.raises(litellm.AuthenticationError, match="bad key"):
+        await litellm.acompletion(model="myllm/m", messages=M, api_base=wire.url)
+    with pytest.raises(litellm.AuthenticationError, match="bad key"):
+        async for _ in await litellm.acompletion(model="myllm/m", messages=M, api_base=wire.url, stream=True):
+            pass
+
+
+def test_no_server(free_port: int) -> None:
+    url = f"http://127.0.0.1:{free_port}"
+    for stream in (False, True):
+        start = time.monotonic()
+        with pytest.raises(litellm.APIConnectionError, match=f"No server answers at {url}.*myllm serve"):
+            litellm.completion(model="myllm/m", messages=M, api_base=url, stream=stream)
+        assert time.monotonic() - start < 2
+
+
+def test_timeout(wire: Any) -> None:
+    wire.handler = lambda seen, reply: time.sleep(0.6)
+    start = time.monotonic()
+    with pytest.raises(litellm.Timeout, match=wire.url):
+        litellm.completion(model="myllm/m", messages=M, api_base=wire.url, timeout=0.2)
+    assert time.monotonic() - start < 0.6
+
+
+def test_not_an_llm_server(wire: Any) -> None:
+    wire.handler = lambda seen, reply: reply.raw(b"<html>hello</html>")
+    with pytest.raises(litellm.APIResponseValidationError, match="not JSON"):
+        litellm.completion(model="myllm/m", messages=M, api_base=wire.url)
+
+
+def test_tool_calls_and_reasoning(wire: Any) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
+    message = {"role": "assistant", "content": None, "reasoning": "hm", "tool_calls": [call]}
+    wire.answers({**ANSWER, "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]})
+    response = litellm.completion(model="myllm/m", messages=M, api_base=wire.url, tools=[TOOL])
+    choice = response.choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.tool_calls[0].model_dump() == call
+    assert choice.message.reasoning_content == "hm"
+
+
+def test_streamed_tool_calls(wire: Any) -> None:
+    def part(index: int, arguments: str, **more: Any) -> dict[str, Any]:
+        name = more.pop("name", None)
+        function = {"arguments": arguments, **({"name": name} if name else {})}
+        return {"tool_calls": [{"index": index, "function": function, **more}]}
+
+    wire.streams(
+        event({"role": "assistant", "content": ""}),
+        event(part(0, "", id="a", name="f", type="function")),
+        event(part(0, '{"x":')),
+        event(part(0, "1}")),
+        event(part(1, "{}", id="b", name="g", type="function")),
+        event({}, "tool_calls"),
+        USAGE_EVENT,
+        DONE,
+    )
+    chunks = list(
+        litellm.completion(model="myllm/m", messages=M, api_base=wire.url, stream=True, tools=[TOOL])
+    )
+    rebuilt = litellm.stream_chunk_builder(chunks, messages=M)
+    calls = rebuilt.choices[0].message.tool_calls
+    assert [(c.id, c.function.name, c.function.arguments) for c in calls] == [
+        ("a", "f", '{"x":1}'),
+        ("b", "g", "{}"),
+    ]
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    assert rebuilt.usage.completion_tokens == 4
+
+
+def test_broken_stream(wire: Any) -> None:
+    def handler(seen: Any, reply: Any) -> None:
+        reply.start_stream()
+        reply.piece(event({"content": "par"}))
+        time.sleep(0.1)
+        reply.hang_up()
+
+    wire.handler = handler
+    got = []
+    with pytest.raises(litellm.ServiceUnavailableError, match="broke"):  # LiteLLM's MidStreamFallbackError
+        for chunk in litellm.completion(model="myllm/m", messages=M, api_base=wire.url, stream=True):
+            got.append(chunk.choices[0].delta.content)
+    assert got == ["par"]
+
+
+def test_a_stream_takes_one_prompt(wire: Any) -> None:
+    with pytest.raises(litellm.BadRequestError, match="2 texts"):
+        litellm.text_completion(model="myllm/m", prompt=["a", "b"], api_base=wire.url, stream=True)
+
+
+def test_text_completion_speaks_of_prompts(wire: Any) -> None:
+    wire.answers(
+        {
+            "id": "cmpl-1",
+            "created": 1,
+            "model": "m",
+            "choices": [{"index": 0, "text": "!", "finish_reason": "stop"}],
+            "usage": ANSWER["usage"],
+        }
+    )
+    response = litellm.text_completion(model="myllm/m", prompt="hi", api_base=wire.url, suffix=".", best_of=2)
+    assert wire.seen[0].path == "/v1/completions"
+    assert wire.bodies == [{"model": "m", "prompt": "hi", "suffix": ".", "best_of": 2}]
+    assert response.choices[0].text == "!"
+
+
+def test_clients_are_reused(wire: Any) -> None:
+    wire.answers(ANSWER)
+    ports = set()
+    original = wire.handler
+
+    def handler(seen: Any, reply: Any) -> None:
+        ports.add(reply._http.client_address[1])
+        original(seen, reply)
+
+    wire.handler = handler
+    for _ in range(3):
+        litellm.completion(model="myllm/m", messages=M, api_base=wire.url)
+    assert len(ports) == 1
+    litellm.completion(model="myllm/m", messages=M, api_base=wire.url, api_key="other")
+    assert len(ports) == 2
+
+
+def test_callbacks_see_calls(wire: Any) -> None:
+    from litellm.integrations.custom_logger import CustomLogger
+
+    wire.answers(ANSWER)
+    seen: list[str] = []
+
+    class Logger(CustomLogger):
+        def log_pre_api_call(self, model: Any, messages: Any, kwargs: Any) -> None:
+            seen.append("pre")
+
+        def log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
+            seen.append(response_obj.choices[0].message.content)
+
+    logger = Logger()
+    litellm.callbacks.append(logger)
+    try:
+        litellm.completion(model="myllm/m", messages=M, api_base=wire.url)
+        deadline = time.monotonic() + 5
+        while len(seen) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        litellm.callbacks.remove(logger)
+    assert seen == ["pre", "ok"]
+
+
+def test_several_event_loops(wire: Any) -> None:
+    wire.answers(ANSWER)
+    for _ in range(2):
+        response = asyncio.run(litellm.acompletion(model="myllm/m", messages=M, api_base=wire.url))
+        assert response.choices[0].message.content == "ok"
+
+
+def test_the_extra_is_named_when_litellm_is_missing() -> None:
+    code = (
+        "import sys; sys.modules['litellm'] = None\n"
+        "try:\n    import myllm_adapters.litellm\n"
+        "except ImportError as exc:\n    print(type(exc).__name__, exc)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.startswith("MissingExtraError")
+    assert "pip install 'myllm-suite[litellm]'" in out
+
+
+def test_handler_for_the_proxy() -> None:
+    assert isinstance(adapter.handler, litellm.CustomLLM)
