@@ -109,8 +109,15 @@ def test_unknown_model_says_what_is_served(server: myllm.Server) -> None:
         agent.generate_reply(QUESTION)
 
 
-def test_filtered_and_copied_configurations_still_work(server: myllm.Server) -> None:
+def test_copied_configurations_still_work(server: myllm.Server) -> None:
     config = llm_config("smollm2", port=server.port, max_tokens=8, temperature=0)
-    for other in (config.copy(), config.where(model="smollm2"), LLMConfig(*config.config_list)):
+    for other in (config.copy(), LLMConfig(*config.config_list), config.copy().copy()):
         agent = ConversableAgent("agent", llm_config=other, system_message="")
         assert agent.generate_reply(QUESTION) == ANSWER
+
+
+def test_filtered_configurations_keep_the_client(server: myllm.Server) -> None:
+    config = llm_config("smollm2", port=server.port, max_tokens=2, tags=["local"])
+    filtered = config.where(tags=["local"])  # AutoGen makes plain entries of ours here
+    assert filtered.config_list[0].http_client is config.config_list[0].http_client
+    assert ConversableAgent("agent", llm_config=filtered, system_message="").generate_reply(QUESTION)
