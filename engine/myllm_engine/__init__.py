@@ -9,9 +9,12 @@ runs.
 from __future__ import annotations
 
 import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# Whether OpenMP was loaded without the policy, before we could set it; the engine then warns.
+_wait_policy_came_late = "torch" in sys.modules and "OMP_WAIT_POLICY" not in os.environ
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
         QueueFullError,
     )
     from .llm import LLM
-    from .request import CompletionOutput, Request, RequestOutput, SamplingParams, TokenLogprob
+    from .request import CompletionOutput, Request, RequestOutput, SamplingParams, Structured, TokenLogprob
     from .tokenizer import Tokenizer
 
 __all__ = [
@@ -45,6 +48,7 @@ __all__ = [
     "Request",
     "RequestOutput",
     "SamplingParams",
+    "Structured",
     "TokenLogprob",
     "Tokenizer",
 ]
@@ -65,6 +69,7 @@ _MODULES = {
     "Request": "request",
     "RequestOutput": "request",
     "SamplingParams": "request",
+    "Structured": "request",
     "TokenLogprob": "request",
     "Tokenizer": "tokenizer",
 }

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
+from . import _wait_policy_came_late
 from .batch import build_batch
 from .config import EngineConfig
 from .detokenizer import Detokenizer
@@ -21,6 +22,7 @@ from .runner import ModelRunner
 from .sampler import SampledToken, derive_seed, sample
 from .scheduler import Scheduler
 from .sequence import Sequence
+from .structured import GrammarCompiler
 from .tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,12 @@ class Engine:
 
     def __init__(self, config: EngineConfig) -> None:
         started = time.perf_counter()
+        if _wait_policy_came_late:
+            logger.warning(
+                "torch was imported before `myllm_engine`, which could not make OpenMP's threads sleep while they "
+                "wait: on a busy CPU the engine can be ten times slower. Import `myllm_engine` first, or set the "
+                "variable OMP_WAIT_POLICY=PASSIVE."
+            )
         self.config = config
         source = resolve_model(config.model)
         device = choose_device(config.device)
@@ -78,6 +86,7 @@ class Engine:
         self._scheduler = Scheduler(
             self._runner.pool, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=budget
         )
+        self._grammars = GrammarCompiler(self.tokenizer, self.vocab_size)
         self._requests: dict[str, list[Sequence]] = {}
         self._num_requests = 0
         self._prompt_tokens = 0
@@ -96,7 +105,7 @@ class Engine:
         """Check a request against the model.
 
         Raises:
-            InvalidRequestError: a token id that the model does not have.
+            InvalidRequestError: a token id that the model does not have; an unenforceable constraint.
             ContextLengthError: prompt and completion are longer than the context.
         """
         params = request.params
@@ -111,6 +120,9 @@ class Engine:
                     f"`{name}` holds token id {largest}, but the vocabulary has {self.vocab_size} tokens",
                     param=name,
                 )
+        if params.structured is not None:
+            # Here, in the caller's thread, for it may take long; the engine's then finds it compiled.
+            self._grammars.check(params.structured)
         prompt_tokens = len(request.prompt_token_ids)
         if prompt_tokens + (params.max_tokens or 1) > self.max_model_len:
             raise ContextLengthError.for_model(
@@ -144,6 +156,7 @@ class Engine:
                     stop=params.stop,
                     include_stop=params.include_stop_str_in_output,
                 ),
+                matcher=self._grammars.matcher(params.structured) if params.structured else None,
             )
             for index in range(params.n)
         ]

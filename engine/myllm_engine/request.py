@@ -5,6 +5,7 @@ Imports no torch, so that a server can start without it.
 
 from __future__ import annotations
 
+import json
 import math
 import uuid
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,59 @@ from .errors import InvalidRequestError
 FinishReason = Literal["stop", "length", "abort"]
 
 _MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Structured:
+    """Constrain the text of a completion; the constructors below take what users have.
+
+    Attributes:
+        kind: what `value` is.
+        value: a JSON Schema as JSON; a regular expression in Rust's syntax, for the whole text; a JSON list
+            of strings, one of which is the text; or a grammar in Lark's or GBNF's notation.
+        param: the request's field it came from, for messages.
+    """
+
+    kind: Literal["json_schema", "regex", "choice", "grammar"]
+    value: str
+    param: str = field(default="structured", compare=False)
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, object] | str, *, param: str = "structured") -> Structured:
+        """Constrain the text to compact JSON that is valid under a schema, given as an object or as JSON."""
+        if isinstance(schema, str):
+            try:
+                schema = json.loads(schema)
+            except ValueError as error:
+                raise InvalidRequestError(f"`{param}` is not JSON: {error}", param=param) from None
+        if not isinstance(schema, Mapping):
+            raise InvalidRequestError(f"`{param}` must be a JSON Schema object; got {schema!r}", param=param)
+        return cls("json_schema", json.dumps(schema), param)
+
+    @classmethod
+    def json_object(cls, *, param: str = "structured") -> Structured:
+        """Constrain the text to any JSON object."""
+        return cls.json_schema({"type": "object"}, param=param)
+
+    @classmethod
+    def regex(cls, pattern: str, *, param: str = "structured") -> Structured:
+        """Constrain the text to match a regular expression from its first character to its last."""
+        return cls("regex", _nonempty(pattern, param), param)
+
+    @classmethod
+    def choice(cls, choices: Sequence[str], *, param: str = "structured") -> Structured:
+        """Constrain the text to be one of several."""
+        strings = isinstance(choices, Sequence) and not isinstance(choices, str) and len(choices) > 0
+        if not strings or not all(isinstance(item, str) and item for item in choices):
+            raise InvalidRequestError(
+                f"`{param}` must be a list of one or more non-empty strings; got {choices!r}", param=param
+            )
+        return cls("choice", json.dumps(list(choices)), param)
+
+    @classmethod
+    def grammar(cls, text: str, *, param: str = "structured") -> Structured:
+        """Constrain the text by a context-free grammar, in Lark's notation or in GBNF."""
+        return cls("grammar", _nonempty(text, param), param)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +104,8 @@ class SamplingParams:
         skip_special_tokens: leave special tokens out of the text.
         logprobs: None: none; k: log-probability of the chosen token and of the k most likely ones, of the
             model's unmodified distribution (as vLLM's default).
+        structured: what the text must look like; None: anything. The completion ends when the text is
+            complete; one that `max_tokens` or a stop string cuts off may be incomplete.
 
     Raises:
         InvalidRequestError: from the constructor, with `param` set.
@@ -74,6 +130,7 @@ class SamplingParams:
     min_tokens: int = 0
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    structured: Structured | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
@@ -208,6 +265,12 @@ class RequestOutput:
                 self.outputs.append(output)
         self.outputs.sort(key=lambda output: output.index)
         self.finished = self.finished or new.finished
+
+
+def _nonempty(text: object, param: str) -> str:
+    if not isinstance(text, str) or not text:
+        raise InvalidRequestError(f"`{param}` must be a non-empty string; got {text!r}", param=param)
+    return text
 
 
 def _check_int(name: str, value: object, *, low: int, high: int | None = None) -> None:

@@ -17,8 +17,8 @@ import torch
 from .request import SamplingParams, TokenLogprob
 from .sequence import Sequence
 
-# Most nuclei are narrower than this many tokens; only rows whose nucleus is wider pay for a full sort.
-_FIRST_CANDIDATES = 1024
+# Most nuclei are narrower than this many tokens; only rows whose nucleus is wider pay for looking at more.
+_FIRST_CANDIDATES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +91,12 @@ def _is_processed(sequence: Sequence) -> bool:
         or params.presence_penalty
         or params.logit_bias
         or sequence.num_output_tokens < params.min_tokens
+        or sequence.matcher is not None
     )
 
 
 def process_logits(row: torch.Tensor, sequence: Sequence, *, eos_token_ids: frozenset[int]) -> None:
-    """Apply penalties, bias and `min_tokens` to one float32 row of logits, in place."""
+    """Apply penalties, bias, `min_tokens` and the grammar to one float32 row of logits, in place."""
     params = sequence.params
     if params.repetition_penalty != 1.0:
         seen = torch.tensor(sequence.token_ids, device=row.device).unique()
@@ -111,6 +112,8 @@ def process_logits(row: torch.Tensor, sequence: Sequence, *, eos_token_ids: froz
     if sequence.num_output_tokens < params.min_tokens:
         banned = set(params.stop_token_ids) | (set() if params.ignore_eos else eos_token_ids)
         row[sorted(banned)] = float("-inf")
+    if sequence.matcher is not None:
+        sequence.matcher.mask(row)
 
 
 def filter_logits(logits: torch.Tensor, params: SequenceOf[SamplingParams]) -> torch.Tensor:
@@ -136,13 +139,12 @@ def filter_logits(logits: torch.Tensor, params: SequenceOf[SamplingParams]) -> t
 
 
 def _cutoffs(
-    logits: torch.Tensor, params: SequenceOf[SamplingParams], *, whole: bool = False
+    logits: torch.Tensor, params: SequenceOf[SamplingParams], first: int = _FIRST_CANDIDATES
 ) -> torch.Tensor:
     """Return `[R, 1]`: the smallest logit of each row that top_k, top_p and min_p keep."""
     vocab_size, device = logits.shape[1], logits.device
     top_k = [item.top_k if 0 < item.top_k < vocab_size else vocab_size for item in params]
-    first = vocab_size if whole else min(_FIRST_CANDIDATES, vocab_size)
-    narrow = [first if k == vocab_size else k for k in top_k]
+    narrow = [min(first, vocab_size) if k == vocab_size else k for k in top_k]
     values = logits.topk(max(narrow), dim=-1).values
     limit = torch.tensor(top_k, device=device).unsqueeze(1)
     in_top_k = torch.arange(values.shape[1], device=device) < limit
@@ -166,7 +168,7 @@ def _cutoffs(
         ]
         if open_rows:
             index = torch.tensor(open_rows, device=device)
-            cutoff[index] = _cutoffs(logits[index], [params[row] for row in open_rows], whole=True)
+            cutoff[index] = _cutoffs(logits[index], [params[row] for row in open_rows], 8 * first)
     return cutoff
 
 

@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 from .detokenizer import Detokenizer
 from .request import CompletionOutput, FinishReason, Request, SamplingParams
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Matcher(Protocol):
+    """What a sequence needs of its grammar; see `structured.Matcher`."""
+
+    error: str | None
+
+    def mask(self, row: torch.Tensor) -> None:
+        """Set the logits of tokens that may not come next to -inf."""
+
+    def append(self, token_id: int) -> bool:
+        """Follow a token; return whether the text is complete and can't go on."""
 
 
 @dataclass(slots=True, eq=False)
@@ -18,6 +34,7 @@ class Sequence:
         seed: keys the sequence's random numbers.
         max_total_tokens: prompt and completion together end here.
         detokenizer: turns the completion's tokens into text.
+        matcher: follows the completion through its grammar; None when it is free.
         token_ids: prompt and completion so far.
         num_computed: leading tokens whose keys and values lie in `pages`.
         pages: KV pages held, in order.
@@ -30,6 +47,7 @@ class Sequence:
     seed: int
     max_total_tokens: int
     detokenizer: Detokenizer
+    matcher: Matcher | None = None
     token_ids: list[int] = field(init=False)
     num_computed: int = 0
     pages: list[int] = field(default_factory=list)
@@ -64,6 +82,7 @@ class Sequence:
         params = self.params
         self.token_ids.append(token_id)
         output = CompletionOutput(index=self.index, token_ids=[token_id])
+        complete = self.matcher is not None and self.matcher.append(token_id)
         is_eos = token_id in eos_token_ids and not params.ignore_eos
         if is_eos or token_id in params.stop_token_ids:
             self.finish_reason = "stop"
@@ -77,8 +96,12 @@ class Sequence:
             output.text = self.detokenizer.append(token_id, check_stop=check_stop)
             if self.detokenizer.stop_string is not None:
                 self.finish_reason, self.stop_reason = "stop", self.detokenizer.stop_string
+            elif complete:
+                self.finish_reason = "stop"
             elif len(self.token_ids) >= self.max_total_tokens:
                 self.finish_reason = "length"
+        if self.matcher is not None and self.matcher.error is not None:
+            self.finish_reason, self.stop_reason = "abort", None
         if self.finish_reason is not None:
             output.text += self.detokenizer.finish()
         output.finish_reason, output.stop_reason = self.finish_reason, self.stop_reason

@@ -401,15 +401,17 @@ class TestAnswers:
     def test_abilities_are_what_is_stated(self, wire: Wire) -> None:
         plain = vllm(wire)
         assert not plain.supports_function_calling
-        assert not plain.supports_response_schema
-        assert "response_format" not in plain.supported_params
+        assert plain.supports_response_schema
+        assert "response_format" in plain.supported_params
+        unable = vllm(wire, supports=lm15.ModelSupport(response_schema=False))
+        assert "response_format" not in unable.supported_params
         able = vllm(wire, supports=lm15.ModelSupport(function_calling=True, response_schema=True))
         assert able.supports_function_calling
         assert {"response_format", "tools"} <= able.supported_params
 
-    def test_structured_outputs_where_stated(self, wire: Wire) -> None:
+    def test_structured_outputs_are_asked_for(self, wire: Wire) -> None:
         wire.says('{"answer": 4}')
-        with dspy.context(lm=vllm(wire, supports={"response_schema": True}), adapter=dspy.JSONAdapter()):
+        with dspy.context(lm=vllm(wire), adapter=dspy.JSONAdapter()):
             assert dspy.Predict("question -> answer: int")(question="2+2").answer == 4
         assert wire.bodies[0]["response_format"]["type"] == "json_schema"
         assert wire.bodies[0]["response_format"]["json_schema"]["strict"] is True

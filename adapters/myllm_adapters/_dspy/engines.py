@@ -60,8 +60,8 @@ class BaseEngine(Generic[ClientT]):
 
         Args:
             client: where to send; its parameters are the defaults of every request.
-            supports: what the model behind it can do; as everywhere in DSPy, what is not stated is not
-                supported.
+            supports: what the model behind it can do; what is not stated is not supported, but for answers
+                by a JSON schema, which every server with OpenAI's API enforces or refuses.
         """
         self.client = client.with_options(max_retries=0)
         self.supports = supports or lm15.ModelSupport()
@@ -79,7 +79,8 @@ class BaseEngine(Generic[ClientT]):
     @property
     def supports_response_schema(self) -> bool:
         """Whether DSPy may constrain answers by a JSON schema."""
-        return bool(self.supports.response_schema)
+        stated = self.supports.response_schema
+        return self.client.dialect != "tgi" if stated is None else stated
 
     @property
     def supported_params(self) -> frozenset[str]:

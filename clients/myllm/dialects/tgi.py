@@ -52,12 +52,14 @@ class TGIDialect(OpenAIDialect):
     """
 
     name = "tgi"
-    # TGI's chat route reads `logit_bias` and ignores it, and takes `presence_penalty` for another penalty.
+    # TGI's chat route reads `logit_bias` and ignores it, takes `presence_penalty` for another penalty, and has
+    # a `response_format` of its own.
     chat_params = OpenAIDialect.chat_params - {
         "reasoning_effort",
         "parallel_tool_calls",
         "logit_bias",
         "presence_penalty",
+        "response_format",
     }
 
     def requests(self, call: Call) -> list[WireRequest]:
@@ -106,6 +108,9 @@ class TGIDialect(OpenAIDialect):
         out: dict[str, Any] = {"details": True}
         for name, value in wanted.items():
             if name in _HANDLED:
+                continue
+            if name == "response_format":
+                out["grammar"] = _grammar(value)
                 continue
             if name not in _NAMES:
                 raise refuse(name, value, self.name, "the generate endpoint")
@@ -199,6 +204,16 @@ class TGIReader:
             str(kind), ServerError
         )
         return cls("The server broke the stream off with an error.", server_message=words.message, body=raw)
+
+
+def _grammar(response_format: dict[str, Any]) -> dict[str, Any]:
+    """Return TGI's `grammar` for OpenAI's `response_format`."""
+    schema = (response_format.get("json_schema") or {}).get("schema")
+    if response_format.get("type") != "json_schema" or schema is None:
+        raise refuse(
+            "response_format", response_format, "tgi", "the generate endpoint", "TGI wants a schema."
+        )
+    return {"type": "json", "value": schema}
 
 
 def _merged(answers: list[ChatCompletion | Completion]) -> ChatCompletion | Completion:

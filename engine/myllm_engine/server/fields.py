@@ -32,8 +32,9 @@ class StrictModel(BaseModel):
         if not isinstance(data, dict):
             return data
         kept = {}
+        own = cls._own_names()
         for name, value in data.items():
-            if name in cls.model_fields:
+            if name in own:
                 kept[name] = value
             elif name in cls.unsupported:
                 if value is not None and not any(
@@ -45,8 +46,13 @@ class StrictModel(BaseModel):
         return kept
 
     @classmethod
+    def _own_names(cls) -> set[str]:
+        """Return the fields' names in JSON."""
+        return {field.alias or name for name, field in cls.model_fields.items()}
+
+    @classmethod
     def _unknown(cls, name: str) -> str:
-        known = [*cls.model_fields, *cls.unsupported, *cls.no_effect]
+        known = [*cls._own_names(), *cls.unsupported, *cls.no_effect]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
         return f"Unknown field {name[:100]!r}{hint}"

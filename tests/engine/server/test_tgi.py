@@ -99,8 +99,8 @@ def test_the_inference_client_chats(live):
 def test_the_inference_client_reads_refusals(client):
     with pytest.raises(ValidationError, match="`top_p` must be > 0.0 and < 1.0"):
         client.text_generation(PROMPT, top_p=1.5)
-    with pytest.raises(ValidationError, match="`grammar` is not supported by this server yet"):
-        client.text_generation(PROMPT, grammar={"type": "regex", "value": "a+"})
+    with pytest.raises(ValidationError, match="`watermark` is not supported by this server yet"):
+        client.text_generation(PROMPT, watermark=True)
 
 
 def test_stream_events_are_tgis(http, greedy):

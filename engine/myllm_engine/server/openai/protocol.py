@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, StrictInt, field_validator, model_v
 
 from ...request import SamplingParams
 from ..fields import StrictModel, refusal
+from .constraints import ResponseFormat, StructuredOutputs, constraint
 
 # Known to OpenAI or vLLM, not yet to us, with the values that ask for nothing special.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -19,12 +20,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "bad_words": ([],),
     "cache_control": (),
     "early_stopping": (False,),
-    "guided_choice": (),
     "guided_decoding_backend": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_json_object": (False,),
-    "guided_regex": (),
     "guided_whitespace_pattern": (),
     "kv_transfer_params": (),
     "length_penalty": (1.0, 1),
@@ -34,13 +30,11 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "prompt_logprobs": (),
     "repetition_detection": (),
     "request_id": (),
-    "response_format": ({"type": "text"},),
     "return_prompt_text": (False,),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "spaces_between_special_tokens": (True,),
     "stream_interval": (1,),
-    "structured_outputs": (),
     "thinking_token_budget": (),
     "truncate_prompt_tokens": (),
     "truncation_side": (),
@@ -84,6 +78,8 @@ _SAMPLING_FIELDS = (
     "typical_p",
 )
 
+_GUIDED_FIELDS = ("guided_json", "guided_json_object", "guided_regex", "guided_choice", "guided_grammar")
+
 
 class StreamOptions(StrictModel):
     """Say what a stream carries besides text."""
@@ -125,6 +121,15 @@ class GenerationRequest(StrictModel):
     min_tokens: StrictInt | None = Field(None, description="Tokens before which nothing ends the text.")
     max_tokens: StrictInt | None = Field(None, description="Longest completion, in tokens.")
     skip_special_tokens: bool | None = Field(None, description="Leave special tokens out; default true.")
+    response_format: ResponseFormat | None = Field(
+        None, description="Text, a JSON object, or by JSON Schema."
+    )
+    structured_outputs: StructuredOutputs | None = Field(None, description="vLLM's constraint on the text.")
+    guided_json: dict[str, Any] | str | None = Field(None, description="vLLM's before 0.12: a JSON Schema.")
+    guided_json_object: bool | None = Field(None, description="vLLM's before 0.12: any JSON object.")
+    guided_regex: str | None = Field(None, description="vLLM's before 0.12: a regular expression.")
+    guided_choice: list[str] | None = Field(None, description="vLLM's before 0.12: one of these texts.")
+    guided_grammar: str | None = Field(None, description="vLLM's before 0.12: a grammar, Lark's or GBNF.")
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> GenerationRequest:
@@ -151,7 +156,14 @@ class GenerationRequest(StrictModel):
         given = {name: getattr(self, name) for name in _SAMPLING_FIELDS if getattr(self, name) is not None}
         # OpenAI's range; vLLM clamps as well.
         bias = {token: min(100.0, max(-100.0, value)) for token, value in (self.logit_bias or {}).items()}
-        return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, logit_bias=bias, **given)
+        guided = {name: getattr(self, name) for name in _GUIDED_FIELDS if getattr(self, name) is not None}
+        return SamplingParams(
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            logit_bias=bias,
+            structured=constraint(self.response_format, self.structured_outputs, guided),
+            **given,
+        )
 
 
 def _normalize_prompt(prompt: Any) -> Any:

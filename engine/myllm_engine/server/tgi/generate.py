@@ -105,7 +105,6 @@ async def _open(body: GenerateRequest, context: ServerContext, http: HttpRequest
     request = Request(
         prompt_token_ids=token_ids, params=planned.sampling, request_id=f"tgi-{uuid.uuid4().hex}"
     )
-    engine.validate(request)
     validated = time.monotonic()
     generation = await Generation.open(engine, [request], http)
     return _Job(body, context, planned, prompt, generation, received, validated)

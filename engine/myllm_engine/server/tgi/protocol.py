@@ -7,14 +7,30 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, StrictInt
 
-from ...request import SamplingParams
+from ...request import SamplingParams, Structured
 from ..errors import invalid
 from ..fields import StrictModel
 from ..settings import ServerSettings
+
+
+class Grammar(StrictModel):
+    """Hold a constraint on the text: a JSON Schema, alone or as OpenAI wraps it, or a regular expression."""
+
+    type: Literal["json", "json_object", "json_schema", "regex"]
+    value: Any
+
+    def structured(self) -> Structured:
+        """Return the engine's constraint; raise InvalidRequestError if the value is of a wrong type."""
+        if self.type == "regex":
+            return Structured.regex(self.value, param="grammar")
+        schema = self.value
+        if self.type == "json_schema" and isinstance(schema, dict):
+            schema = schema.get("schema", schema)
+        return Structured.json_schema(schema, param="grammar")
 
 
 class Parameters(StrictModel):
@@ -23,7 +39,6 @@ class Parameters(StrictModel):
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
         "adapter_id": (),
         "decoder_input_details": (False,),
-        "grammar": (),
         "watermark": (False,),
     }
 
@@ -42,6 +57,7 @@ class Parameters(StrictModel):
     details: bool | None = Field(None, description="Give the tokens and why the text ended.")
     top_n_tokens: StrictInt | None = Field(None, description="Give the likeliest tokens at each place.")
     seed: StrictInt | None = Field(None, description="Makes the answer reproducible.")
+    grammar: Grammar | None = Field(None, description="What the text must look like.")
 
 
 class GenerateRequest(StrictModel):
@@ -136,6 +152,7 @@ def plan(request: GenerateRequest, settings: ServerSettings, *, max_model_len: i
         stop=stop,
         include_stop_str_in_output=True,
         logprobs=top_n,
+        structured=p.grammar.structured() if p.grammar else None,
     )
     return Plan(sampling, seed)
 

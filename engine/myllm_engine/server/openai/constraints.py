@@ -1,0 +1,106 @@
+"""Read the constraints of OpenAI's and vLLM's requests, old spellings and new, into the engine's one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from ...request import Structured
+from ..errors import invalid
+from ..fields import StrictModel, refusal
+
+
+class JSONSchemaFormat(StrictModel):
+    """Hold OpenAI's `response_format.json_schema`. Schemas are always enforced, `strict` or not."""
+
+    name: str | None = None
+    description: str | None = None
+    # `schema` and, below, `json` are names of pydantic's own methods.
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(StrictModel):
+    """Hold OpenAI's `response_format`."""
+
+    type: str
+    json_schema: JSONSchemaFormat | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> ResponseFormat:
+        if self.type not in ("text", "json_object", "json_schema"):
+            raise refusal(f"{self.type[:50]!r} is not one of text, json_object, json_schema", "type")
+        if self.type == "json_schema" and (self.json_schema is None or self.json_schema.schema_ is None):
+            raise refusal("`json_schema` with a `schema` is required by this type", "json_schema")
+        return self
+
+
+class StructuredOutputs(StrictModel):
+    """Hold vLLM's `structured_outputs`: one constraint."""
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "disable_additional_properties": (False,),
+        "structural_tag": (),
+        "whitespace_pattern": (),
+    }
+    # JSON is compact here in any case.
+    no_effect: ClassVar[frozenset[str]] = frozenset({"disable_any_whitespace", "disable_fallback"})
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+
+def constraint(
+    response_format: ResponseFormat | None,
+    structured: StructuredOutputs | None,
+    guided: dict[str, Any],
+) -> Structured | None:
+    """Return the one constraint of a request, or None.
+
+    Args:
+        response_format: OpenAI's.
+        structured: vLLM's.
+        guided: the `guided_*` fields that are set, which vLLM had before 0.12 and ignores since.
+
+    Raises:
+        InvalidRequestError: the constraint's value is of a wrong type.
+        ProblemError: more than one constraint.
+    """
+    found: list[Structured] = []
+    if response_format is not None and response_format.type != "text":
+        if response_format.json_schema is None or response_format.type == "json_object":
+            found.append(Structured.json_object(param="response_format"))
+        else:
+            found.append(
+                Structured.json_schema(response_format.json_schema.schema_ or {}, param="response_format")
+            )
+    if structured is not None:
+        values = {name.rstrip("_"): getattr(structured, name) for name in StructuredOutputs.model_fields}
+        found += _each(values, "structured_outputs")
+    for name, value in guided.items():
+        found += _each({name.removeprefix("guided_"): value}, name)
+    if len(found) > 1:
+        names = ", ".join(f"`{item.param}` ({item.kind})" for item in found)
+        raise invalid(f"A request can have one constraint only; this one has {names}")
+    return found[0] if found else None
+
+
+def _each(values: dict[str, Any], param: str) -> list[Structured]:
+    makers = {
+        "json": Structured.json_schema,
+        "regex": Structured.regex,
+        "choice": Structured.choice,
+        "grammar": Structured.grammar,
+    }
+    found = [
+        makers[name](value, param=param)
+        for name, value in values.items()
+        if name in makers and value is not None
+    ]
+    if values.get("json_object"):
+        found.append(Structured.json_object(param=param))
+    return found

@@ -1,0 +1,140 @@
+"""Constrain what is generated: JSON Schema, regular expressions, choices and grammars.
+
+llguidance compiles a constraint to a parser over the tokenizer's vocabulary (about 1 ms) and says before each
+token which ones keep the text valid (about 50 µs). It refuses a schema that it cannot enforce exactly
+instead of enforcing half of it. It is imported on first use: the engine runs without it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from .errors import InvalidRequestError
+from .request import Structured
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+    from .tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_CACHED_GRAMMARS = 256
+
+
+class GrammarCompiler:
+    """Make matchers for one tokenizer. Safe to use from several threads.
+
+    Args:
+        tokenizer: of the model.
+        vocab_size: width of the logits, which may be more than the tokenizer has tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._lock = threading.Lock()
+        self._compile = functools.lru_cache(maxsize=_CACHED_GRAMMARS)(self._compile_now)
+
+    def check(self, constraint: Structured) -> None:
+        """Compile a constraint ahead of its use.
+
+        Raises:
+            InvalidRequestError: it is malformed, too large, or asks for what cannot be enforced; llguidance
+                is not installed.
+        """
+        self._compile(constraint)
+
+    def matcher(self, constraint: Structured) -> Matcher:
+        """Return a matcher at the beginning of the text; raises as `check` does."""
+        return Matcher(self._compile(constraint).deep_copy(), self._vocab_size)
+
+    def _compile_now(self, constraint: Structured) -> LLMatcher:
+        tokenizer = self._ll_tokenizer()
+        from llguidance import LLMatcher, grammar_from
+
+        try:
+            if constraint.kind == "json_schema":
+                # Without free whitespace a small model cannot write blanks for ever.
+                grammar = LLMatcher.grammar_from_json_schema(
+                    constraint.value, overrides={"whitespace_flexible": False}
+                )
+            else:
+                grammar = grammar_from(constraint.kind, constraint.value)
+        except ValueError as error:
+            raise _refused(constraint, str(error)) from None
+        matcher = LLMatcher(tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            raise _refused(constraint, matcher.get_error())
+        return matcher
+
+    def _ll_tokenizer(self) -> LLTokenizer:
+        with self._lock:
+            return self._made_tokenizer
+
+    @functools.cached_property
+    def _made_tokenizer(self) -> LLTokenizer:
+        try:
+            from llguidance import LLTokenizer
+        except ImportError as error:
+            raise InvalidRequestError(
+                f"Structured output needs llguidance, which is not installed ({error}): "
+                "pip install 'myllm-suite[engine]'",
+                param="structured",
+            ) from error
+        return LLTokenizer(
+            self._tokenizer.backend.to_str(),
+            n_vocab=self._vocab_size,
+            eos_token=sorted(self._tokenizer.eos_token_ids),
+        )
+
+
+class Matcher:
+    """Follow one sequence's text through its grammar.
+
+    Args:
+        matcher: llguidance's, at the beginning of the text.
+        vocab_size: width of the logits.
+    """
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+        self._bits = np.zeros((1, (vocab_size + 31) // 32), dtype=np.int32)
+        self.error: str | None = None
+
+    def mask(self, row: torch.Tensor) -> None:
+        """Set the logits `[vocab_size]` of tokens that would make the text invalid to -inf, in place.
+
+        When the grammar runs into one of llguidance's limits (its size, its work for one token), `error` says
+        so and nothing is masked: the sequence ends with its next token.
+        """
+        from llguidance.numpy import fill_next_token_bitmask
+
+        fill_next_token_bitmask(self._matcher, self._bits)
+        if self._matcher.is_error():
+            self.error = self._matcher.get_error()
+            logger.warning("A request's grammar could not be followed any further: %s", self.error)
+            return
+        # llguidance's own torch kernel is compiled at its first call, which takes many seconds on a CPU.
+        allowed = np.unpackbits(self._bits.view(np.uint8)[0], bitorder="little")[: self._vocab_size]
+        row.masked_fill_(torch.from_numpy(allowed == 0).to(row.device), float("-inf"))
+
+    def append(self, token_id: int) -> bool:
+        """Follow a token that `mask` allowed; return whether the text is now complete and can't go on."""
+        self._matcher.consume_token(token_id)
+        return self._matcher.is_stopped()
+
+
+def _refused(constraint: Structured, words: str) -> InvalidRequestError:
+    lines = [line for line in words.strip().splitlines() if line.strip()]
+    return InvalidRequestError(
+        f"The {constraint.kind.replace('_', ' ')} cannot be enforced: {lines[0] if lines else words}",
+        param=constraint.param,
+    )
