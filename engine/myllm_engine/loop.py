@@ -9,14 +9,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
-from .errors import EngineDeadError, InvalidRequestError
+from .errors import EngineDeadError, EngineError, InvalidRequestError
 from .request import Request, RequestOutput
 
 logger = logging.getLogger(__name__)
 
 
 # What the thread sends to an event loop: an output, or the error that ends the stream.
-_Item: TypeAlias = "tuple[OutputStream, RequestOutput | EngineDeadError]"
+_Item: TypeAlias = "tuple[OutputStream, RequestOutput | EngineError]"
 
 
 class SteppedEngine(Protocol):
@@ -48,12 +48,12 @@ class OutputStream:
         self.loop = loop
         self.finished = False
         self._pending: RequestOutput | None = None
-        self._error: EngineDeadError | None = None
+        self._error: EngineError | None = None
         self._news = asyncio.Event()
 
-    def put(self, item: RequestOutput | EngineDeadError) -> None:
+    def put(self, item: RequestOutput | EngineError) -> None:
         """Add an output, or the error that ends the stream."""
-        if isinstance(item, EngineDeadError):
+        if isinstance(item, EngineError):
             self._error = item
         elif self._pending is None:
             self._pending = item
@@ -118,7 +118,7 @@ class EngineLoop:
                     f"A request with the id {request.request_id!r} is in flight already"
                 )
             self._streams[request.request_id] = stream
-            self._inbox.append(lambda: self._engine.add_request(request))
+            self._inbox.append(lambda: self._add(request))
             self._wake.notify()
 
     def abort(self, request_id: str, *, deliver: bool) -> None:
@@ -172,6 +172,15 @@ class EngineLoop:
         for command in inbox:
             command()
         return True
+
+    def _add(self, request: Request) -> None:
+        try:
+            self._engine.add_request(request)
+        except EngineError as error:  # this request's fault, and no reason to end the others
+            with self._wake:
+                stream = self._streams.pop(request.request_id, None)
+            if stream is not None:
+                self._send([(stream, error)])
 
     def _abort(self, request_id: str) -> None:
         output = self._engine.abort(request_id)

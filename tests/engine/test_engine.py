@@ -88,16 +88,16 @@ def test_seeded_sampling_is_the_same_alone_in_a_batch_and_after_preemption(
     engine, cramped_engine, references
 ):
     params = [
-        SamplingParams(max_tokens=10, seed=7),
-        SamplingParams(max_tokens=10, seed=8, top_k=20),
-        SamplingParams(max_tokens=10, seed=9, top_p=0.9, temperature=0.8),
-        SamplingParams(max_tokens=10, seed=10, min_p=0.05, repetition_penalty=1.2),
-        SamplingParams(max_tokens=10, seed=-3, typical_p=0.8),
-        SamplingParams(max_tokens=10, temperature=0),
+        SamplingParams(max_tokens=8, seed=7),
+        SamplingParams(max_tokens=8, seed=8, top_k=20),
+        SamplingParams(max_tokens=8, seed=9, top_p=0.9, temperature=0.8),
+        SamplingParams(max_tokens=8, seed=10, min_p=0.05, repetition_penalty=1.2),
+        SamplingParams(max_tokens=8, seed=-3, typical_p=0.8),
+        SamplingParams(max_tokens=8, temperature=0),
     ]
     requests = [
         request(str(i), item.prompt_token_ids, params[i % len(params)])
-        for i, item in enumerate(references[-12:])
+        for i, item in enumerate(references[-12::2])
     ]
     alone = [run(engine, [item])[item.request_id].outputs for item in requests]
     together = run(engine, requests)

@@ -26,6 +26,8 @@ class CountingEngine:
         self.pause.set()
 
     def add_request(self, request: Request) -> None:
+        if request.request_id == "bad":
+            raise InvalidRequestError("bad request")
         self.requests[request.request_id] = (request, 0)
 
     def abort(self, request_id: str) -> RequestOutput | None:
@@ -157,6 +159,15 @@ async def test_an_id_in_flight_is_refused(loop, engine):
     open_stream(loop, "a")
     with pytest.raises(InvalidRequestError, match="'a' is in flight"):
         open_stream(loop, "a")
+
+
+async def test_a_refused_request_fails_alone(loop):
+    good, bad = open_stream(loop, "good", 20), open_stream(loop, "bad")
+    with pytest.raises(InvalidRequestError, match="bad request"):
+        await asyncio.wait_for(bad.get(), 10)
+    assert bad.finished
+    assert await read(good) == list(range(20))
+    assert loop.error is None
 
 
 async def test_a_dying_step_fails_all_and_is_remembered(loop, engine, caplog):

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from ..attention import ATTENTION_NAME, register_attention
 from ..config import EngineConfig
 from ..errors import ModelLoadError
+from .pack import pack_linears
 from .source import ModelSource
 
 logger = logging.getLogger(__name__)
@@ -100,11 +101,13 @@ def load_model(
             "cannot be replaced: it cannot run over a paged KV cache; choose a model of another family"
         )
     model.eval()
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+    pack_linears(model)
     return LoadedModel(
         model=model,
         name=_short_name(config.model, source),
         max_model_len=_max_model_len(config, text_config),
-        vocab_size=model.get_output_embeddings().weight.shape[0],
+        vocab_size=vocab_size,
         eos_token_ids=_eos_ids(model.generation_config) | _eos_ids(text_config),
     )
 
