@@ -66,6 +66,9 @@ def test_the_environment_fills_in():
     assert resolve_endpoints(None, None, env) == (Endpoint("http://mine:1", "k"),)
     assert resolve_endpoints("http://said:3", "x", env) == (Endpoint("http://said:3", "x"),)
     assert resolve_endpoints(None, None, {}) == (Endpoint("http://localhost:8000"),)
+    # A port alone is this machine's, whatever server the environment names; its key is asked for there too.
+    assert resolve_endpoints(None, None, env, port=5) == (Endpoint("http://localhost:5", "k"),)
+    assert resolve_endpoints("http://said", "x", env, port=5) == (Endpoint("http://said:5", "x"),)
 
 
 def test_openai_s_key_goes_to_openai_s_url_only():
