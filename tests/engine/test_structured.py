@@ -6,7 +6,6 @@ import json
 import re
 
 import jsonschema
-import jsonschema
 import pytest
 
 from myllm_engine import InvalidRequestError, Request, SamplingParams, Structured

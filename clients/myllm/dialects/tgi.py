@@ -52,7 +52,7 @@ class TGIDialect(OpenAIDialect):
     """
 
     name = "tgi"
-    # TGI's chat route reads `logit_bias` and ignores it, takes `presence_penalty` for another penalty, and has
+    # TGI's chat route reads `logit_bias` and ignores it, takes `presence_penalty` for another one, and has
     # a `response_format` of its own.
     chat_params = OpenAIDialect.chat_params - {
         "reasoning_effort",
