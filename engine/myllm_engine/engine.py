@@ -68,8 +68,8 @@ class Engine:
         if _wait_policy_came_late:
             logger.warning(
                 "torch was imported before `myllm_engine`, too early to make OpenMP's threads sleep while "
-                "they wait: on a busy CPU the engine can be ten times slower. Import `myllm_engine` first, or set "
-                "OMP_WAIT_POLICY=PASSIVE in the environment."
+                "they wait: on a busy CPU the engine can be ten times slower. Import `myllm_engine` first, "
+                "or set OMP_WAIT_POLICY=PASSIVE in the environment."
             )
         self.config = config
         source = resolve_model(config.model)

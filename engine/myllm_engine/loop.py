@@ -75,8 +75,9 @@ class OutputStream:
         self.finished = True
         if self._error is None:
             raise RuntimeError("`OutputStream` woke up with nothing to hand out")
-        # Each reader gets an exception of its own: raising one object in several tasks mixes their
-        # tracebacks.
+        if not isinstance(self._error, EngineDeadError):
+            raise self._error
+        # Each reader gets an exception of its own: one object raised in several tasks mixes their tracebacks.
         raise EngineDeadError(str(self._error)) from self._error.__cause__
 
 
