@@ -24,9 +24,8 @@ class LLM:
         ModelLoadError: from the constructor.
 
     Example:
-        >>> llm = LLM("smollm2")  # doctest: +SKIP
-        >>> llm.generate("Once upon a time", SamplingParams(max_tokens=16))[0].outputs[0].text  # doctest:
-        +SKIP
+        llm = LLM("smollm2")
+        print(llm.generate("Once upon a time", SamplingParams(max_tokens=16))[0].outputs[0].text)
     """
 
     def __init__(self, model: str = "smollm2", **config: Any) -> None:

@@ -1,0 +1,1 @@
+"""Benchmarks: one file a subject, `python -m benchmarks.NAME`; each prints ratios against named peers."""

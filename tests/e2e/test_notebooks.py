@@ -1,0 +1,47 @@
+"""Every notebook runs from its first cell to its last, and is stored without output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_is_stored_without_output_and_begins_with_a_heading(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.cells[0].source.startswith("# ")
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs
+            assert cell.execution_count is None
+
+
+def test_the_quickstart_tells_its_story():
+    texts = _run("quickstart")
+    assert sum("The capital of France is Paris" in text for text in texts) >= 2
+    assert any("Did you mean `temperature`?" in text for text in texts)
+    assert any("'positive'" in text or "'negative'" in text for text in texts)
+    assert any("answer='Paris'" in text for text in texts)
+    assert any("teacher" in text and "child" in text for text in texts)
+
+
+def _run(name: str) -> list[str]:
+    """Run a notebook; return the text that each code cell shows."""
+    (path,) = [path for path in NOTEBOOKS if path.stem == name]
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+    ).execute()
+    texts = []
+    for cell in notebook.cells:
+        shown = ""
+        for output in cell.get("outputs", ()):
+            shown += output.get("text", "") or output.get("data", {}).get("text/plain", "")
+        texts.append(shown)
+    return texts
