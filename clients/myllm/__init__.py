@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     )
     from .server import Server
     from .stream import AsyncStream, Stream
-    from .transport.http import HTTPOptions
+    from .transport.options import HTTPOptions
     from .types import (
         ChatChunk,
         ChatCompletion,
@@ -81,7 +81,7 @@ _HOMES = {
     ),
     "server": ("Server",),
     "stream": ("AsyncStream", "Stream"),
-    "transport.http": ("HTTPOptions",),
+    "transport.options": ("HTTPOptions",),
     "types": (
         "ChatChunk",
         "ChatCompletion",

@@ -13,8 +13,10 @@ from .dialects import Dialect, get_dialect
 from .endpoints import Endpoint, UrlSpec, resolve_endpoints
 from .errors import InvalidParameterError
 from .flow import Flow, Route, answer_flow, models_flow, stream_flow
+from .headers import checked
 from .stream import AsyncStream, Stream, StreamParser
-from .transport.http import AsyncHTTPTransport, HTTPOptions, HTTPTransport
+from .transport.http import AsyncHTTPTransport, HTTPTransport
+from .transport.options import HTTPOptions
 from .types import ChatChunk, ChatCompletion, Completion, CompletionChunk, ModelInfo
 from .wire import Call, Kind, Reply, Send, Sleep, Timeout
 
@@ -70,6 +72,10 @@ class BaseClient:
         Raises:
             UnknownParameterError, InvalidParameterError: an argument is not understood.
         """
+        if endpoints is not None and not endpoints:
+            raise InvalidParameterError(
+                "`endpoints` is an empty list: name at least one server.", param="endpoints"
+            )
         if endpoints is not None and (base_url is not None or api_key is not None):
             raise InvalidParameterError(
                 "`endpoints` already say where and with which key: leave `base_url` and `api_key` out.",
@@ -81,11 +87,16 @@ class BaseClient:
         self.timeout = Timeout() if isinstance(timeout, _Unset) else Timeout.of(timeout)
         self._http = http or HTTPOptions()
         self._route = Route(
-            endpoints=tuple(endpoints) if endpoints else resolve_endpoints(base_url, api_key),
+            endpoints=tuple(endpoints or resolve_endpoints(base_url, api_key)),
             dialect=get_dialect(dialect),
             max_retries=_checked_retries(max_retries),
-            headers=dict(headers or {}),
+            headers=checked(headers, "headers"),
         )
+        if self._http.auth and any(endpoint.api_key for endpoint in self.endpoints):
+            raise InvalidParameterError(
+                "`api_key` and basic authentication (`auth`) want the same header: give one of them.",
+                param="api_key",
+            )
 
     @property
     def endpoints(self) -> Sequence[Endpoint]:
@@ -118,6 +129,7 @@ class BaseClient:
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin.defaults = {name: value for name, value in merged.items() if value is not None}
+        parameters.build(twin.defaults)
         twin.model = model or self.model
         twin.timeout = self.timeout if isinstance(timeout, _Unset) else Timeout.of(timeout)
         if max_retries is not None:
@@ -148,7 +160,7 @@ class BaseClient:
             messages=_checked_messages(subject) if kind == "chat" else None,
             stream=stream,
             extra_body=dict(extra_body or {}),
-            extra_headers=dict(extra_headers or {}),
+            extra_headers=checked(extra_headers, "extra_headers"),
             timeout=self.timeout if isinstance(timeout, _Unset) else Timeout.of(timeout),
         )
 
@@ -165,7 +177,7 @@ class BaseClient:
             "model": self.model,
             "timeout": self.timeout,
             "max_retries": self.max_retries,
-            "dialect": self.dialect,
+            "dialect": self._route.dialect,
             "endpoints": self.endpoints,
             "headers": self._route.headers,
             "http": self._http,
@@ -397,7 +409,7 @@ class AsyncClient(BaseClient):
         return await self._run(models_flow(self._route, limit))
 
     async def close(self) -> None:
-        """Close the connections of the running event loop."""
+        """Close the connections of the running event loop; a later call opens new ones."""
         await self._transport.close()
 
     async def __aenter__(self) -> AsyncClient:

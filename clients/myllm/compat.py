@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import sys
 import threading
 import warnings
@@ -21,14 +22,20 @@ from typing import Any
 from .client import UNSET, Client
 from .endpoints import PortSpec, UrlSpec, endpoints_from
 from .errors import APIStatusError, InvalidParameterError, MyLLMError, UnsupportedFeatureError
-from .params import canonical
-from .transport.http import HTTPOptions
+from .params import build, canonical
+from .transport.options import HTTPOptions
 from .types import ChatCompletion, Completion
 from .wire import Timeout
 
 HISTORY_LIMIT = 10_000
 """Entries of `history` that are kept; the oldest go first."""
 
+# What vLLM, TGI and `myllm serve` say; a template that refuses these messages is another matter.
+_NO_TEMPLATE = re.compile(
+    r"no chat[ _]template|must provide a chat template|does not define (one|a chat template)"
+    r"|chat template .*(not set|is missing)|template not found",
+    re.IGNORECASE,
+)
 _MODEL_TYPES = ("text", "chat", "auto")
 _HTTP_KEYS = ("timeout", "verify", "cert", "headers", "proxies", "auth")
 
@@ -62,7 +69,7 @@ class HFClient:
                 f"`model_type={model_type!r}` must be one of {', '.join(map(repr, _MODEL_TYPES))}.",
                 param="model_type",
             )
-        http = _http_arguments(http_request_kwargs)
+        http = _http_arguments(http_request_kwargs, url)
         for name in ("timeout", "headers"):
             if name in kwargs:
                 http[name] = kwargs.pop(name)
@@ -78,8 +85,9 @@ class HFClient:
             max_retries=kwargs.pop("max_retries", 2),
             **http,
         )
-        canonical(kwargs)  # an unknown name is refused here, not at the first call
-        self.kwargs: dict[str, Any] = {**defaults, **kwargs}
+        # A mistake is told here, not at the first call.
+        self.kwargs: dict[str, Any] = _checked({**defaults, **canonical(kwargs)})
+        _check_system_prompt(self.system_prompt, self.model_type)
         self.history: list[dict[str, Any]] = []
         self._no_template = False
         self._lock = threading.Lock()
@@ -101,7 +109,7 @@ class HFClient:
         extra_body = kwargs.pop("extra_body", None)
         system_prompt = kwargs.pop("system_prompt", self.system_prompt)
         timeout = kwargs.pop("timeout", UNSET)
-        params = {**canonical(self.kwargs), **canonical(kwargs)}
+        params = {**self.kwargs, **canonical(kwargs)}
         answer: Completion | ChatCompletion
         if self.model_type == "chat" or (self.model_type == "auto" and not self._no_template):
             messages = [{"role": "user", "content": prompt}]
@@ -111,8 +119,12 @@ class HFClient:
                 answer = self.client.chat(messages, extra_body=extra_body, timeout=timeout, **params)
                 return _old_response(prompt, answer)
             except (UnsupportedFeatureError, APIStatusError) as exc:
-                if self.model_type == "chat" or not self._text_is_meant(exc):
+                if self.model_type == "chat" or system_prompt or not self._text_is_meant(exc):
                     raise
+        elif system_prompt:
+            raise InvalidParameterError(
+                "`system_prompt` needs a chat template, and this model has none.", param="system_prompt"
+            )
         answer = self.client.complete(prompt, extra_body=extra_body, timeout=timeout, **params)
         return _old_response(prompt, answer)
 
@@ -121,13 +133,9 @@ class HFClient:
         parameter that only the completion endpoint knows (TGI's `top_k`, `typical_p`, …)."""
         if isinstance(exc, UnsupportedFeatureError):
             return True
-        words = (exc.server_message or "").lower()
+        words = exc.server_message or ""
         # A server without the route says 404 too, but it does not speak of the model.
-        if (
-            "chat template" in words
-            or "chat_template" in words
-            or (exc.status == 404 and "model" not in words)
-        ):
+        if _NO_TEMPLATE.search(words) or (exc.status == 404 and "model" not in words.lower()):
             self._no_template = True
         return self._no_template
 
@@ -183,8 +191,8 @@ class HFClient:
             twin.client = self.client.with_options(model=twin.model)
         twin.model_type = kwargs.pop("model_type", self.model_type)
         twin.system_prompt = kwargs.pop("system_prompt", self.system_prompt)
-        canonical(kwargs)
-        twin.kwargs = {**self.kwargs, **kwargs}
+        twin.kwargs = _checked({**self.kwargs, **canonical(kwargs)})
+        _check_system_prompt(twin.system_prompt, twin.model_type)
         twin.history = []
         twin._lock = threading.Lock()
         return twin
@@ -286,7 +294,20 @@ class HFClientTGI(HFClient):
         )
 
 
-def _http_arguments(given: Mapping[str, Any] | None) -> dict[str, Any]:
+def _checked(params: dict[str, Any]) -> dict[str, Any]:
+    build(params)
+    return params
+
+
+def _check_system_prompt(system_prompt: str | None, model_type: str) -> None:
+    if system_prompt and model_type == "text":
+        raise InvalidParameterError(
+            '`system_prompt` is part of a chat: `model_type="text"` has no place for it.',
+            param="system_prompt",
+        )
+
+
+def _http_arguments(given: Mapping[str, Any] | None, url: UrlSpec) -> dict[str, Any]:
     """Translate `requests`' keywords into the client's."""
     given = dict(given or {})
     if unknown := set(given) - set(_HTTP_KEYS):
@@ -307,11 +328,19 @@ def _http_arguments(given: Mapping[str, Any] | None) -> dict[str, Any]:
             arguments["timeout"] = value
     if "headers" in given:
         arguments["headers"] = given["headers"]
-    proxies = given.get("proxies")
-    if isinstance(proxies, Mapping):
-        proxies = proxies.get("https") or proxies.get("http") or proxies.get("all")
+    proxies = given.get("proxies") or {}
+    if isinstance(proxies, str):
+        proxies = {"all": proxies}
+    # requests: one proxy for each scheme; here all servers of a client have the same one.
+    first = url if isinstance(url, str) else next(iter(url), "")
+    scheme = "https" if first.startswith("https:") else "http"
     arguments["http"] = HTTPOptions(
-        verify=given.get("verify", True), cert=given.get("cert"), proxy=proxies, auth=given.get("auth")
+        verify=given.get("verify", True),
+        cert=given.get("cert"),
+        proxy=proxies.get(scheme, proxies.get("all")),
+        # An explicit None is requests' way to say "no proxy".
+        trust_env=proxies.get(scheme, "") is not None,
+        auth=given.get("auth"),
     )
     return arguments
 

@@ -56,11 +56,13 @@ _HINTS: tuple[tuple[int | None, re.Pattern[str], str], ...] = (
 
 
 def error_from_reply(send: Send, reply: Reply, dialect: Dialect, request_id: str) -> APIStatusError:
-    """Return the error for a reply of status 400 or above."""
-    body = _body(reply.body)
+    """Return the error for a reply of status 300 or above."""
+    body = _body(reply.body, send.endpoint.api_key)
     words = dialect.server_words(body).message
     cls: type[APIStatusError] = error_class_for_status(reply.status)
     hint = hint_for(reply.status, words or "")
+    if reply.status < 400:
+        hint = f"It redirects to {reply.headers.get('location')!r}: use that as the URL if you trust it."
     if reply.status in (400, 413, 422) and words and _CONTEXT.search(words):
         cls, hint = ContextLengthError, "Shorten the prompt, or lower `max_tokens`."
     url = send.endpoint.url + send.request.path
@@ -87,11 +89,12 @@ def hint_for(status: int, words: str) -> str | None:
 def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Read `retry-after-ms`, or `Retry-After` as seconds or as an HTTP date (RFC 9110, section 10.2.3)."""
     try:
-        if (milliseconds := headers.get("retry-after-ms")) is not None:
-            return max(0.0, float(milliseconds) / 1000)
+        milliseconds = headers.get("retry-after-ms", "")
+        if re.fullmatch(r"\d+(\.\d+)?", milliseconds):
+            return float(milliseconds) / 1000
         if (value := headers.get("retry-after")) is None:
             return None
-        if re.fullmatch(r"[\d.]+", value):
+        if re.fullmatch(r"\d+(\.\d+)?", value):
             return float(value)
         date = email.utils.parsedate_to_datetime(value)
     except (ValueError, TypeError):
@@ -99,8 +102,11 @@ def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) ->
     return max(0.0, date.timestamp() - (time.time() if now is None else now))
 
 
-def _body(body: bytes) -> Any:
+def _body(body: bytes, secret: str | None) -> Any:
+    text = body.decode("utf-8", "replace")
+    if secret:  # some servers repeat what they were sent
+        text = text.replace(secret, "…")
     try:
-        return json.loads(body)
-    except (ValueError, UnicodeDecodeError):
-        return body.decode("utf-8", "replace")
+        return json.loads(text)
+    except ValueError:
+        return text

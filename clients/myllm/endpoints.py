@@ -20,10 +20,25 @@ UrlSpec = str | Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One server: its root URL (no `/v1`, no trailing slash) and the key it wants."""
+    """One server: its URL, kept without `/v1` and trailing slash, and the key it wants.
+
+    Raises:
+        InvalidParameterError: the URL is not a server's, or the key can't stand in a header.
+    """
 
     url: str
     api_key: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "url", normalize_url(self.url))
+        if self.api_key is not None:
+            # `open("key").read()` ends in a newline, which is no part of the key.
+            key = self.api_key.strip()
+            if not (key.isascii() and key.isprintable()):
+                raise InvalidParameterError(
+                    "`api_key` holds characters that no HTTP header can carry.", param="api_key"
+                )
+            object.__setattr__(self, "api_key", key or None)
 
     @property
     def host(self) -> str:
@@ -49,7 +64,10 @@ def normalize_url(url: str, port: int | None = None) -> str:
     text = url.strip()
     if "://" not in text:
         text = f"http://{text}"
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise _not_an_address(url) from None
     if parts.scheme not in ("http", "https"):
         raise InvalidParameterError(
             f"`url={url!r}`: the scheme is {parts.scheme!r}, but only http and https are spoken here.",
@@ -61,9 +79,7 @@ def normalize_url(url: str, port: int | None = None) -> str:
             param="url",
         )
     if not parts.hostname or parts.query or parts.fragment:
-        raise InvalidParameterError(
-            f"`url={url!r}` is not the address of a server: it looks like http://localhost:8000.", param="url"
-        )
+        raise _not_an_address(url)
     try:
         own_port = parts.port
     except ValueError as exc:
@@ -79,6 +95,14 @@ def normalize_url(url: str, port: int | None = None) -> str:
     if path.endswith("/v1"):
         path = path[: -len("/v1")]
     return urlunsplit((parts.scheme, netloc, path.rstrip("/"), "", ""))
+
+
+def _not_an_address(url: str) -> InvalidParameterError:
+    shown = url.split("?", 1)[0].rsplit("@", 1)[-1]  # what follows or precedes may be a secret
+    return InvalidParameterError(
+        f"`url`: {shown!r} is not the address of a server alone: it looks like http://localhost:8000.",
+        param="url",
+    )
 
 
 def endpoints_from(url: UrlSpec, port: PortSpec = None, api_key: str | None = None) -> tuple[Endpoint, ...]:

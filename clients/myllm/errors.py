@@ -107,7 +107,12 @@ class UnsupportedFeatureError(MyLLMError):
 
 
 class ConnectError(MyLLMError, ConnectionError):
-    """No connection could be made, or it broke before an answer came."""
+    """No connection could be made, or it broke before the answer was complete.
+
+    `connected` says which: True if there was a connection, so that the server may have seen the request.
+    """
+
+    connected = False
 
 
 class RequestTimeoutError(MyLLMError, TimeoutError):

@@ -6,11 +6,13 @@ answer. The idea is httpx's `Auth.auth_flow`: whatever is decided here is writte
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -23,14 +25,14 @@ from .dialects import Dialect
 from .dialects._base import load_json
 from .endpoints import Endpoint
 from .errors import (
+    APIStatusError,
     ConnectError,
     InvalidResponseError,
     MyLLMError,
-    OverloadedError,
-    RateLimitError,
+    NotFoundError,
     RequestTimeoutError,
-    ServerError,
 )
+from .headers import merged
 from .params import Parameters
 from .types import ChatCompletion, Completion, ModelInfo
 from .wire import Call, Reply, Send, Sleep, Timeout, WireRequest
@@ -41,6 +43,8 @@ Flow = Generator[Send | Sleep, Reply | None, T]
 _NO_PARAMETERS = Parameters()
 
 RETRIED_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
+LONGEST_WAIT = 60.0
+"""Seconds; a server that asks for more with `Retry-After` is not waited for: the caller decides."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,6 +57,7 @@ class Route:
     headers: Mapping[str, str] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     _turn: itertools.count[int] = field(default_factory=itertools.count)
+    _served: list[str] = field(default_factory=list)
 
     def first(self) -> int:
         """Return the index of the endpoint whose turn it is (round robin)."""
@@ -61,50 +66,41 @@ class Route:
 
 def answer_flow(route: Route, call: Call) -> Flow[ChatCompletion | Completion]:
     """Run a call that is answered whole."""
-    call = yield from _with_model(route, call)
-    request_id = new_request_id()
-    deadline = _Deadline(route, call.timeout)
+    job = _Job(route, call)
+    yield from job.name_model()
     replies: list[Reply] = []
-    send: Send | None = None
-    for request in route.dialect.requests(call):
-        send, reply = yield from _attempts(route, request, call, request_id, deadline)
+    for request in route.dialect.requests(job.call):
+        send, reply = yield from job.attempts(request)
         replies.append(reply)
-    assert send is not None  # a dialect makes at least one request
-    try:
-        answer = route.dialect.answer(call, replies)
-    except InvalidResponseError as exc:
-        raise _located(exc, send, request_id) from None
+    with located(send.endpoint.url, job.request_id):
+        answer = route.dialect.answer(job.call, replies)
     answer._endpoint = send.endpoint.url
-    answer._request_id = replies[-1].headers.get("x-request-id") or request_id
+    answer._request_id = replies[-1].headers.get("x-request-id") or job.request_id
     return answer
 
 
 def stream_flow(route: Route, call: Call) -> Flow[tuple[Send, Reply]]:
     """Open a stream: retried until its first byte, and never after it."""
-    call = yield from _with_model(route, call)
-    (request,) = route.dialect.requests(call)
-    return (
-        yield from _attempts(
-            route, request, call, new_request_id(), _Deadline(route, call.timeout), stream=True
+    job = _Job(route, call)
+    yield from job.name_model()
+    (request,) = route.dialect.requests(job.call)
+    send, reply = yield from job.attempts(request, stream=True)
+    kind = reply.headers.get("content-type", "text/event-stream")
+    if "event-stream" not in kind:
+        reply.stream.abandon()
+        raise InvalidResponseError(
+            f"The answer is no event stream but {kind!r}.",
+            endpoint=send.endpoint.url,
+            request_id=job.request_id,
+            hint="Can this server stream? A call without streaming may work.",
         )
-    )
+    return send, reply
 
 
 def models_flow(route: Route, timeout: Timeout) -> Flow[list[ModelInfo]]:
     """Ask which models are served (`GET /v1/models`)."""
-    call = Call(kind="chat", model=None, params=_NO_PARAMETERS, timeout=timeout)
-    request_id = new_request_id()
-    request = WireRequest(method="GET", path="/v1/models")
-    send, reply = yield from _attempts(route, request, call, request_id, _Deadline(route, timeout))
-    try:
-        raw = load_json(reply.body)
-        return [ModelInfo.model_validate(entry) for entry in raw["data"]]
-    except (KeyError, TypeError, ValueError):
-        raise InvalidResponseError(
-            "The answer is not a list of models.", endpoint=send.endpoint.url, request_id=request_id
-        ) from None
-    except InvalidResponseError as exc:
-        raise _located(exc, send, request_id) from None
+    job = _Job(route, Call(kind="chat", model=None, params=_NO_PARAMETERS, timeout=timeout))
+    return (yield from job.models(job.turns))
 
 
 def new_request_id() -> str:
@@ -112,79 +108,134 @@ def new_request_id() -> str:
     return f"myllm-{uuid.uuid4().hex[:24]}"
 
 
-def _with_model(route: Route, call: Call) -> Flow[Call]:
-    """Fill in the model where the caller named none: the first one that the server serves."""
-    if call.model is not None or route.dialect.name == "tgi":  # TGI serves one model and reads no name
-        return call
-    served = yield from models_flow(route, call.timeout)
-    if not served:
-        raise InvalidResponseError("The server lists no model.", hint="Name one with `model=`.")
-    return replace(call, model=served[0].id)
+class _Job:
+    """One call on its way: its endpoints' turns, its deadline and its request id, whatever it sends."""
 
+    def __init__(self, route: Route, call: Call) -> None:
+        self.route = route
+        self.call = call
+        self.request_id = new_request_id()
+        self.turns = _Turns(route)
+        self._start = route.clock()
 
-class _Deadline:
-    """The call's total time, as a point on the clock."""
+    def name_model(self) -> Flow[None]:
+        """Fill in the model where the caller named none: the first one that the server serves."""
+        # TGI serves one model and reads no name.
+        if self.call.model is not None or self.route.dialect.name == "tgi":
+            return
+        if not self.route._served:
+            served = yield from self.models(self.turns.copy())
+            if not served:
+                raise InvalidResponseError("The server lists no model.", hint="Name one with `model=`.")
+            self.route._served[:] = [served[0].id]
+        self.call = replace(self.call, model=self.route._served[0])
 
-    def __init__(self, route: Route, timeout: Timeout) -> None:
-        self.clock = route.clock
-        self.start = route.clock()
-        self.total = timeout.total
+    def models(self, turns: _Turns) -> Flow[list[ModelInfo]]:
+        """Ask which models are served."""
+        send, reply = yield from self.attempts(WireRequest(method="GET", path="/v1/models"), turns=turns)
+        with located(send.endpoint.url, self.request_id):
+            return [ModelInfo.model_validate(entry) for entry in load_json(reply.body)["data"]]
 
     @property
     def elapsed(self) -> float:
-        return self.clock() - self.start
+        """Seconds since the call began."""
+        return self.route.clock() - self._start
 
     @property
     def remaining(self) -> float | None:
-        return None if self.total is None else self.total - self.elapsed
+        """Seconds that are left, or None for no limit."""
+        total = self.call.timeout.total
+        return None if total is None else total - self.elapsed
 
+    def attempts(
+        self, request: WireRequest, *, stream: bool = False, turns: _Turns | None = None
+    ) -> Flow[tuple[Send, Reply]]:
+        """Send one request until it succeeds, may not be retried, or has used up its tries or its time."""
+        turns = turns or self.turns
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_retryable),
+            stop=self._stop,
+            wait=lambda state: _wait(state, len(self.route.endpoints)),
+            reraise=True,
+        )
+        state = tenacity.RetryCallState(retry_object=retrying, fn=None, args=(), kwargs={})
+        retrying.begin()
+        while True:
+            do = retrying.iter(retry_state=state)
+            if isinstance(do, DoAttempt):
+                endpoint = turns.take()
+                try:
+                    send = self._send(endpoint, request, state.attempt_number, stream)
+                    reply = yield send
+                    assert reply is not None  # the driver answers a Send with a Reply
+                    if reply.status >= 300:
+                        raise error_from_reply(send, reply, self.route.dialect, self.request_id)
+                except MyLLMError as exc:
+                    if isinstance(exc, ConnectError) and not exc.connected:
+                        turns.dead.add(endpoint)
+                    if isinstance(exc, NotFoundError):
+                        self.route._served.clear()  # the server may serve another model by now
+                    state.set_exception((type(exc), exc, exc.__traceback__))
+                else:
+                    return send, reply
+            elif isinstance(do, DoSleep):
+                state.prepare_for_next_attempt()
+                if do > 0:
+                    yield Sleep(seconds=float(do))
+            else:  # tenacity returns the result of the last attempt; ours left the loop above
+                raise AssertionError(f"tenacity asked for {do!r}")
 
-def _attempts(
-    route: Route, request: WireRequest, call: Call, request_id: str, deadline: _Deadline, stream: bool = False
-) -> Flow[tuple[Send, Reply]]:
-    """Send one request until it succeeds, may not be retried, or has used up its tries or its time."""
-    turns = _Turns(route)
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(is_retryable),
-        stop=_stop(route, call.timeout, deadline),
-        wait=lambda state: _wait(state, len(route.endpoints)),
-        reraise=True,
-    )
-    state = tenacity.RetryCallState(retry_object=retrying, fn=None, args=(), kwargs={})
-    retrying.begin()
-    while True:
-        do = retrying.iter(retry_state=state)
-        if isinstance(do, DoAttempt):
-            endpoint = turns.take()
-            try:
-                send = _send(
-                    route, endpoint, request, call, request_id, deadline, state.attempt_number, stream
+    def _stop(self, state: tenacity.RetryCallState) -> bool:
+        tries, many = state.attempt_number, len(self.route.endpoints)
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, ConnectError) and not error.connected:
+            if tries < many:
+                return False  # another server may live
+            connect = self.call.timeout.connect
+            if connect is not None and self.elapsed + state.upcoming_sleep >= connect:
+                return True
+        if (remaining := self.remaining) is not None and state.upcoming_sleep >= remaining:
+            return True
+        return state.upcoming_sleep > LONGEST_WAIT or tries > self.route.max_retries
+
+    def _send(self, endpoint: Endpoint, request: WireRequest, attempt: int, stream: bool) -> Send:
+        headers = merged(
+            {
+                "Accept": "text/event-stream" if stream else "application/json",
+                "User-Agent": f"myllm/{__version__}",
+                "X-Request-Id": self.request_id,
+                "X-Retry-Count": str(attempt - 1),
+            },
+            {} if endpoint.api_key is None else {"Authorization": f"Bearer {endpoint.api_key}"},
+            self.route.headers,
+            self.call.extra_headers,
+        )
+        timeout = self.call.timeout
+        if (remaining := self.remaining) is not None:
+            if remaining <= 0:
+                raise RequestTimeoutError(
+                    f"The deadline of {timeout.total:g} s passed before the request could be sent.",
+                    phase="total",
+                    endpoint=endpoint.url,
+                    request_id=self.request_id,
                 )
-                reply = yield send
-                assert reply is not None  # the driver answers a Send with a Reply
-                if reply.status >= 400:
-                    raise error_from_reply(send, reply, route.dialect, request_id)
-            except MyLLMError as exc:
-                if isinstance(exc, ConnectError):
-                    turns.dead.add(endpoint)
-                state.set_exception((type(exc), exc, exc.__traceback__))
-            else:
-                return send, reply
-        elif isinstance(do, DoSleep):
-            state.prepare_for_next_attempt()
-            if do > 0:
-                yield Sleep(seconds=float(do))
-        else:  # tenacity returns the result of the last attempt; ours left the loop above
-            raise AssertionError(f"tenacity asked for {do!r}")
+            timeout = replace(timeout, total=remaining)
+        return Send(request=request, endpoint=endpoint, headers=headers, timeout=timeout, stream=stream)
 
 
 class _Turns:
-    """The endpoints that the tries of one request go to: around the ring, past those found dead."""
+    """The endpoints that the tries of one call go to: around the ring, past those found dead."""
 
     def __init__(self, route: Route) -> None:
         first = route.first()
         self._ring = deque((*route.endpoints[first:], *route.endpoints[:first]))
         self.dead: set[Endpoint] = set()
+
+    def copy(self) -> _Turns:
+        """Return turns of their own, which know the same dead ones."""
+        twin = copy.copy(self)
+        twin._ring = deque(self._ring)
+        return twin
 
     def take(self) -> Endpoint:
         """Return the next endpoint; when all are dead, they get another turn each."""
@@ -203,67 +254,30 @@ def is_retryable(error: BaseException) -> bool:
     return isinstance(error, MyLLMError) and error.status in RETRIED_STATUSES
 
 
-def _stop(route: Route, timeout: Timeout, deadline: _Deadline) -> Callable[[tenacity.RetryCallState], bool]:
-    def stop(state: tenacity.RetryCallState) -> bool:
-        tries = state.attempt_number
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, ConnectError):
-            if tries < len(route.endpoints):
-                return False  # another server may live
-            if timeout.connect is not None and deadline.elapsed + state.upcoming_sleep >= timeout.connect:
-                return True
-        if (remaining := deadline.remaining) is not None and state.upcoming_sleep >= remaining:
-            return True
-        return tries > route.max_retries
-
-    return stop
-
-
 _backoff = tenacity.wait_exponential(multiplier=0.25, max=8.0) + tenacity.wait_random(0, 0.25)
 
 
 def _wait(state: tenacity.RetryCallState, endpoints: int) -> float:
     error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, RateLimitError | OverloadedError | ServerError) and error.retry_after is not None:
-        return error.retry_after
     if state.attempt_number < endpoints:
         return 0.0  # the next endpoint has done nothing to be waited for
+    if isinstance(error, APIStatusError) and error.retry_after is not None:
+        return error.retry_after
     return float(_backoff(state))
 
 
-def _send(
-    route: Route,
-    endpoint: Endpoint,
-    request: WireRequest,
-    call: Call,
-    request_id: str,
-    deadline: _Deadline,
-    attempt: int,
-    stream: bool,
-) -> Send:
-    headers = {
-        "Accept": "text/event-stream" if stream else "application/json",
-        "User-Agent": f"myllm/{__version__}",
-        "X-Request-Id": request_id,
-        "X-Retry-Count": str(attempt - 1),
-        **route.headers,
-        **call.extra_headers,
-    }
-    if endpoint.api_key is not None:
-        headers.setdefault("Authorization", f"Bearer {endpoint.api_key}")
-    timeout = call.timeout
-    if (remaining := deadline.remaining) is not None:
-        if remaining <= 0:
-            raise RequestTimeoutError(
-                f"The deadline of {timeout.total:g} s passed before the request could be sent.",
-                phase="total",
-                endpoint=endpoint.url,
-                request_id=request_id,
-            )
-        timeout = replace(timeout, total=remaining)
-    return Send(request=request, endpoint=endpoint, headers=headers, timeout=timeout, stream=stream)
-
-
-def _located(error: InvalidResponseError, send: Send, request_id: str) -> InvalidResponseError:
-    error.endpoint, error.request_id = send.endpoint.url, request_id
-    return error
+@contextmanager
+def located(endpoint: str, request_id: str) -> Iterator[None]:
+    """Say where a bad answer came from; whatever its reading stumbles over is a bad answer."""
+    try:
+        yield
+    except MyLLMError as exc:
+        exc.endpoint, exc.request_id = endpoint, request_id
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise InvalidResponseError(
+            f"The answer is not of this API ({type(exc).__name__}: {str(exc).splitlines()[0]}).",
+            endpoint=endpoint,
+            request_id=request_id,
+            hint="Is `dialect=` right for this server?",
+        ) from exc

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic import ValidationError as PydanticValidationError
@@ -20,7 +20,7 @@ from .errors import InvalidParameterError, UnknownParameterError
 class Parameters(BaseModel):
     """What a call may set. `None` means "not set": the server's default holds and nothing is sent."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # How long and how many.
     max_tokens: int | None = Field(None, ge=0)
@@ -39,7 +39,7 @@ class Parameters(BaseModel):
     logit_bias: dict[int, float] | None = None
     seed: int | None = None
     # When to stop.
-    stop: list[str] | None = None
+    stop: list[Annotated[str, Field(min_length=1)]] | None = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
@@ -84,6 +84,7 @@ ALIASES: dict[str, str] = {
 }
 """Other libraries' names for the same thing; `do_sample` is read too, in `build`."""
 
+_CALL_OPTIONS = frozenset({"extra_body", "extra_headers"})
 KNOWN_NAMES = frozenset(Parameters.model_fields) | frozenset(ALIASES) | {"do_sample"}
 
 
@@ -146,6 +147,12 @@ def _apply_do_sample(do_sample: bool | None, values: dict[str, Any]) -> None:
 
 def unknown_parameter(name: str) -> UnknownParameterError:
     """Return the error for a name that no parameter has."""
+    if name in _CALL_OPTIONS:
+        return UnknownParameterError(
+            f"`{name}` is no parameter of a model but an option of the call.",
+            param=name,
+            hint="Give it to the call itself (`client.chat(…)`), not as a default.",
+        )
     near = difflib.get_close_matches(name, sorted(KNOWN_NAMES), n=1)
     guess = f" Did you mean `{near[0]}`?" if near else ""
     return UnknownParameterError(

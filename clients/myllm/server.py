@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from .client import Client
-from .errors import MissingExtraError, MyLLMError, ServerStartError
+from .errors import AuthenticationError, MissingExtraError, MyLLMError, ServerStartError
 
 _LOG_TAIL = 4000
 
@@ -62,7 +62,8 @@ class Server:
     @property
     def url(self) -> str:
         """The server's root URL."""
-        return f"http://{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
 
     @property
     def pid(self) -> int | None:
@@ -112,7 +113,7 @@ class Server:
 
     def _spawn(self, listener: socket.socket) -> None:
         path = self._log_path
-        self._log = tempfile.TemporaryFile() if path is None else Path(path).open("a+b")  # noqa: SIM115 - until stop()
+        self._log = tempfile.TemporaryFile("a+b") if path is None else Path(path).open("a+b")  # noqa: SIM115 - until stop()
         environment = dict(os.environ)
         if self.api_key is not None:
             environment["MYLLM_API_KEY"] = (
@@ -139,6 +140,8 @@ class Server:
                 try:
                     client.models()
                     return
+                except AuthenticationError:
+                    return  # it answers; which keys it takes was said in `args`
                 except MyLLMError as exc:
                     problem = exc
                 if self._process.poll() is not None:
@@ -158,9 +161,10 @@ class Server:
         """Return the end of the server's log."""
         if self._log is None:
             return ""
-        end = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, end - _LOG_TAIL))
-        return self._log.read().decode("utf-8", "replace").strip()
+        file = self._log.fileno()
+        size = os.fstat(file).st_size
+        # pread, for the process shares the file's position.
+        return os.pread(file, _LOG_TAIL, max(0, size - _LOG_TAIL)).decode("utf-8", "replace").strip()
 
     def stop(self, grace: float = 10.0) -> None:
         """End the server: SIGTERM, and SIGKILL after `grace` seconds. Safe to call twice."""

@@ -42,8 +42,3 @@ class SSEDecoder:
             yield from self.feed(b"\n\n")
         elif self._data:
             yield from self.feed(b"\n")
-
-    @property
-    def pending(self) -> bool:
-        """Whether bytes of an unfinished event are held."""
-        return bool(self._tail or self._data)

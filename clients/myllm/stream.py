@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+import weakref
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Generic, TypeVar
 
 from .dialects import DONE, ChunkReader
-from .errors import ConnectError, IncompleteStreamError, MyLLMError
+from .errors import ConnectError, IncompleteStreamError, InvalidResponseError, MyLLMError
+from .flow import located
 from .sse import SSEDecoder
 from .transport.http import AsyncOpenBody, OpenBody
 from .types import (
@@ -105,25 +107,32 @@ class StreamParser:
     def __init__(self, kind: Kind, reader: ChunkReader, send: Send, reply: Reply) -> None:
         self.total = Accumulator(kind)
         self.done = False
+        self.closed = False
         self.endpoint = send.endpoint.url
         self.request_id = reply.headers.get("x-request-id") or send.headers["X-Request-Id"]
         self._reader = reader
         self._decoder = SSEDecoder()
 
     def feed(self, body: bytes) -> Iterator[Any]:
-        """Yield the chunks that `body` completes; what follows the end is read, so that the connection can
-        be used again, and ignored."""
-        if not self.done:
-            yield from self._chunks(self._decoder.feed(body))
+        """Yield the chunks that `body` completes."""
+        yield from self._chunks(self._decoder.feed(body))
 
-    def close(self) -> Iterator[Any]:
-        """Yield what the body's end completes.
+    def end(self, error: MyLLMError | None = None) -> Iterator[Any]:
+        """Yield what the body's end completes, whether it ended by itself or with an error.
 
         Raises:
             IncompleteStreamError: the body ended before the answer did.
+            MyLLMError: `error`, if it is not about the connection.
         """
-        if not self.done:
+        if self.done or self.closed:
+            return
+        if error is not None and not isinstance(error, ConnectError) and not self._reader.complete:
+            error.partial = self.total.result()
+            raise error
+        try:
             yield from self._chunks(self._decoder.close())
+        except InvalidResponseError as exc:  # an event that was cut in two
+            error = error or exc
         if not self.done and not self._reader.complete:
             raise IncompleteStreamError(
                 f"The stream from {self.endpoint} broke off before its end.",
@@ -131,28 +140,44 @@ class StreamParser:
                 endpoint=self.endpoint,
                 request_id=self.request_id,
                 hint="The server may have been stopped or have crashed; `partial` holds what had come.",
-            )
+            ) from error
         self.done = True
 
-    def _chunks(self, events: Iterator[bytes]) -> Iterator[Any]:
-        try:
-            for data in events:
-                chunk = self._reader.read(data)
-                if chunk is DONE:
-                    self.done = True
-                    return
-                if chunk is not None:
-                    self.total.add(chunk)  # type: ignore[arg-type]
-                    yield chunk
-        except MyLLMError as exc:
-            exc.endpoint, exc.request_id = self.endpoint, self.request_id
-            raise
-
     def final(self) -> Any:
-        """Return the accumulated answer."""
+        """Return the accumulated answer.
+
+        Raises:
+            IncompleteStreamError: the stream was closed before its end.
+        """
+        if not self.done:
+            raise IncompleteStreamError(
+                "The stream was closed before its end, so there is no whole answer.",
+                partial=self.total.result(),
+                endpoint=self.endpoint,
+                request_id=self.request_id,
+            )
         answer = self.total.result()
         answer._endpoint, answer._request_id = self.endpoint, self.request_id
         return answer
+
+    def _chunks(self, events: Iterator[bytes]) -> Iterator[Any]:
+        for data in events:
+            try:
+                with located(self.endpoint, self.request_id):
+                    chunk = self._reader.read(data)
+                    if chunk is DONE:
+                        self.done = True
+                        return
+                    if chunk is None:
+                        continue
+                    self.total.add(chunk)  # type: ignore[arg-type]
+            except MyLLMError as exc:
+                exc.partial = self.total.result()
+                raise
+            yield chunk
+            if self._reader.ended:
+                self.done = True
+                return
 
 
 class Stream(Generic[ChunkT, FinalT]):
@@ -169,7 +194,9 @@ class Stream(Generic[ChunkT, FinalT]):
     def __init__(self, parser: StreamParser, body: OpenBody) -> None:
         self._parser = parser
         self._body = body
-        self._chunks: Generator[ChunkT, None, None] = self._run()
+        self._chunks = _read(parser, body)
+        # A stream that nobody reads or closes must not hold its connection for ever.
+        self._finalizer: weakref.finalize[[], Any] = weakref.finalize(self, body.abandon)
 
     @property
     def request_id(self) -> str:
@@ -177,27 +204,20 @@ class Stream(Generic[ChunkT, FinalT]):
         return self._parser.request_id
 
     def __iter__(self) -> Iterator[ChunkT]:
-        return self._chunks
+        return self
 
-    def _run(self) -> Generator[ChunkT, None, None]:
-        with self._body as body:
-            try:
-                for data in body:
-                    yield from self._parser.feed(data)
-            except MyLLMError as exc:
-                raise _broken(exc, self._parser) from exc
-            yield from self._parser.close()
+    def __next__(self) -> ChunkT:
+        chunk: ChunkT = next(self._chunks)
+        return chunk
 
     def final(self) -> FinalT:
         """Read what is left of the stream and return the whole answer.
 
         Raises:
-            MyLLMError: the context was left before the stream's end.
+            IncompleteStreamError: the stream was closed before its end.
         """
-        for _ in self._chunks:
+        for _ in self:
             pass
-        if not self._parser.done:
-            raise _left_early(self._parser)
         answer: FinalT = self._parser.final()
         return answer
 
@@ -208,9 +228,9 @@ class Stream(Generic[ChunkT, FinalT]):
         self.close()
 
     def close(self) -> None:
-        """Close the connection; nothing more comes from the iterator."""
-        self._chunks.close()
-        self._body.close()
+        """Close the connection; nothing more comes from the iterator. Also from another thread."""
+        self._parser.closed = True
+        self._finalizer()
 
 
 class AsyncStream(Generic[ChunkT, FinalT]):
@@ -219,7 +239,8 @@ class AsyncStream(Generic[ChunkT, FinalT]):
     def __init__(self, parser: StreamParser, body: AsyncOpenBody) -> None:
         self._parser = parser
         self._body = body
-        self._chunks: AsyncGenerator[ChunkT, None] = self._run()
+        self._chunks = _read_async(parser, body)
+        self._finalizer: weakref.finalize[[], Any] = weakref.finalize(self, body.abandon)
 
     @property
     def request_id(self) -> str:
@@ -227,25 +248,16 @@ class AsyncStream(Generic[ChunkT, FinalT]):
         return self._parser.request_id
 
     def __aiter__(self) -> AsyncIterator[ChunkT]:
-        return self._chunks
+        return self
 
-    async def _run(self) -> AsyncGenerator[ChunkT, None]:
-        async with self._body as body:
-            try:
-                async for data in body:
-                    for chunk in self._parser.feed(data):
-                        yield chunk
-            except MyLLMError as exc:
-                raise _broken(exc, self._parser) from exc
-            for chunk in self._parser.close():
-                yield chunk
+    async def __anext__(self) -> ChunkT:
+        chunk: ChunkT = await anext(self._chunks)
+        return chunk
 
     async def final(self) -> FinalT:
         """See `Stream.final`."""
-        async for _ in self._chunks:
+        async for _ in self:
             pass
-        if not self._parser.done:
-            raise _left_early(self._parser)
         answer: FinalT = self._parser.final()
         return answer
 
@@ -256,30 +268,40 @@ class AsyncStream(Generic[ChunkT, FinalT]):
         await self.close()
 
     async def close(self) -> None:
-        """See `Stream.close`."""
-        await self._chunks.aclose()
+        """See `Stream.close`; also from another task."""
+        self._parser.closed = True
+        self._finalizer.detach()
         await self._body.close()
 
 
-def _broken(error: MyLLMError, parser: StreamParser) -> MyLLMError:
-    """Return the error for a stream that broke, with what had come: nothing that a server sent is lost."""
-    partial = parser.total.result()
-    if isinstance(error, ConnectError):
-        return IncompleteStreamError(
-            error.message,
-            partial=partial,
-            endpoint=parser.endpoint,
-            request_id=parser.request_id,
-            hint=error.hint,
-        )
-    error.partial = partial
-    return error
+def _read(parser: StreamParser, body: OpenBody) -> Iterator[Any]:
+    """Yield the chunks of a body; what follows the answer's end is not waited for."""
+    with body:
+        error: MyLLMError | None = None
+        try:
+            for data in body:
+                yield from parser.feed(data)
+                if parser.done:
+                    return
+        except MyLLMError as exc:
+            if exc.partial is not None:  # the parser's own
+                raise
+            error = exc
+        yield from parser.end(error)
 
 
-def _left_early(parser: StreamParser) -> IncompleteStreamError:
-    return IncompleteStreamError(
-        "The stream was closed before its end, so there is no whole answer.",
-        partial=parser.total.result(),
-        endpoint=parser.endpoint,
-        request_id=parser.request_id,
-    )
+async def _read_async(parser: StreamParser, body: AsyncOpenBody) -> AsyncIterator[Any]:
+    async with body:
+        error: MyLLMError | None = None
+        try:
+            async for data in body:
+                for chunk in parser.feed(data):
+                    yield chunk
+                if parser.done:
+                    return
+        except MyLLMError as exc:
+            if exc.partial is not None:
+                raise
+            error = exc
+        for chunk in parser.end(error):
+            yield chunk

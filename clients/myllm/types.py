@@ -7,11 +7,9 @@ attributes. `model_dump(exclude_none=True)` gives a body in OpenAI's wire format
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr
-
-Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 
 class Model(BaseModel):
@@ -30,11 +28,19 @@ class Usage(Model):
     completion_tokens_details: dict[str, Any] | None = None
 
 
+def _none_is_text(value: Any) -> Any:
+    return "" if value is None else value
+
+
+def _none_is_empty(value: Any) -> Any:
+    return [] if value is None else value
+
+
 class FunctionCall(Model):
     """The function a model wants called; `arguments` is JSON text, as the model wrote it."""
 
     name: str | None = None
-    arguments: str = ""
+    arguments: Annotated[str, BeforeValidator(_none_is_text)] = ""
 
 
 class ToolCall(Model):
@@ -46,17 +52,29 @@ class ToolCall(Model):
     index: int | None = None
 
 
-class Message(Model):
-    """A chat message as answered. `reasoning` is read from `reasoning` or `reasoning_content`.
+class Spoken(Model):
+    """What messages and deltas share. `reasoning` is read from `reasoning` or `reasoning_content`.
 
     vLLM renamed the field around 0.12; servers of both ages are read.
     """
 
-    role: Role | None = "assistant"
+    role: str | None = None
     content: str | None = None
-    reasoning: str | None = Field(None, validation_alias=AliasChoices("reasoning", "reasoning_content"))
+    reasoning: str | None = None
+    reasoning_content: str | None = Field(None, exclude=True, repr=False)
     refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
+
+    def model_post_init(self, context: Any) -> None:
+        """Take over the old name's value."""
+        if self.reasoning is None:
+            self.reasoning = self.reasoning_content
+
+
+class Message(Spoken):
+    """A chat message as answered."""
+
+    role: str | None = "assistant"
 
 
 class TopLogprob(Model):
@@ -121,7 +139,7 @@ class ChatCompletion(Answer):
     """The answer of a chat call."""
 
     object: str = "chat.completion"
-    choices: list[ChatChoice] = Field(default_factory=list)
+    choices: Annotated[list[ChatChoice], BeforeValidator(_none_is_empty)] = Field(default_factory=list)
 
     @property
     def message(self) -> Message:
@@ -148,7 +166,7 @@ class Completion(Answer):
     """The answer of a completion call."""
 
     object: str = "text_completion"
-    choices: list[CompletionChoice] = Field(default_factory=list)
+    choices: Annotated[list[CompletionChoice], BeforeValidator(_none_is_empty)] = Field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -156,14 +174,8 @@ class Completion(Answer):
         return self.choices[0].text
 
 
-class Delta(Model):
+class Delta(Spoken):
     """What a chat chunk adds to a message."""
-
-    role: Role | None = None
-    content: str | None = None
-    reasoning: str | None = Field(None, validation_alias=AliasChoices("reasoning", "reasoning_content"))
-    refusal: str | None = None
-    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChunkChoice(Model):
@@ -183,7 +195,7 @@ class ChatChunk(Model):
     object: str = "chat.completion.chunk"
     created: int = 0
     model: str | None = None
-    choices: list[ChatChunkChoice] = Field(default_factory=list)
+    choices: Annotated[list[ChatChunkChoice], BeforeValidator(_none_is_empty)] = Field(default_factory=list)
     usage: Usage | None = None
 
     @property
@@ -199,7 +211,7 @@ class CompletionChunk(Model):
     object: str = "text_completion"
     created: int = 0
     model: str | None = None
-    choices: list[CompletionChoice] = Field(default_factory=list)
+    choices: Annotated[list[CompletionChoice], BeforeValidator(_none_is_empty)] = Field(default_factory=list)
     usage: Usage | None = None
 
     @property

@@ -31,7 +31,8 @@ class Timeout:
     def __post_init__(self) -> None:
         for name in ("connect", "read", "total"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and value > 0):
                 raise InvalidParameterError(
                     f"`timeout`: `{name}={value!r}` must be a positive number of seconds, or None.",
                     param="timeout",

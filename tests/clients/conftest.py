@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -21,6 +22,7 @@ class Seen:
     path: str
     headers: dict[str, str]
     body: Any
+    names: tuple[str, ...] = ()
 
 
 @dataclass
@@ -100,6 +102,19 @@ class Reply:
 @pytest.fixture
 def wire() -> Iterator[WireServer]:
     """A `WireServer` on a free port."""
+    with _serving() as state:
+        yield state
+
+
+@pytest.fixture
+def other_wire() -> Iterator[WireServer]:
+    """Another one."""
+    with _serving() as state:
+        yield state
+
+
+@contextmanager
+def _serving() -> Iterator[WireServer]:
     state = WireServer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -115,6 +130,7 @@ def wire() -> Iterator[WireServer]:
                 self.path,
                 {k.lower(): v for k, v in self.headers.items()},
                 json.loads(data) if data else None,
+                tuple(self.headers),
             )
             state.seen.append(seen)
             try:

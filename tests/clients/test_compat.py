@@ -185,6 +185,7 @@ def test_copy_has_other_defaults_and_shares_the_connections(wire):
     other = client.copy(temperature=0.9, model="m2")
     other("y")
     assert (client.kwargs["temperature"], other.kwargs["temperature"]) == (0.0, 0.9)
+    assert other.client._transport is client.client._transport
     assert (len(client.history), len(other.history)) == (1, 1)
     assert wire.bodies[-1]["model"] == "m2"
 
@@ -223,3 +224,69 @@ def test_errors_are_typed_where_the_old_client_raised_bare_exceptions(wire, free
         HFClientVLLM("m", wire.port, model_type="text")._generate("x")
     with pytest.raises(myllm.ConnectError, match="myllm serve"):
         HFClientTGI("m", free_port)._generate("x")
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "sent"),
+    [
+        (HFClientTGI, {"max_new_tokens": 20}, {"max_new_tokens": 20}),
+        (HFClientTGI, {"stop_sequences": ["x"]}, {"stop": ["x"]}),
+        (HFClientVLLM, {"max_completion_tokens": 20}, {"max_tokens": 20}),
+    ],
+)
+def test_other_names_of_a_parameter_replace_the_old_default(wire, make, given, sent):
+    wire.answers({**TEXT, "generated_text": "x"})
+    client = make("m", wire.port, model_type="text", **given)
+    for one in (client, make("m", wire.port, model_type="text").copy(**given)):
+        one._generate("p")
+        body = wire.bodies[-1]
+        body = body.get("parameters", body)
+        assert {name: body[name] for name in sent} == sent
+
+
+def test_a_bad_value_is_told_by_the_constructor():
+    with pytest.raises(myllm.InvalidParameterError, match="temperature"):
+        HFClientVLLM("m", 1, temperature=-1)
+    with pytest.raises(myllm.InvalidParameterError, match="temperature"):
+        HFClientVLLM("m", 1).copy(temperature=-1)
+
+
+def test_a_template_that_refuses_these_messages_is_no_missing_template(wire):
+    words = "The chat template cannot render these messages: System role not supported"
+    wire.handler = lambda seen, reply: reply.json({"error": {"message": words}}, 400)
+    client = HFClientVLLM("m", wire.port, system_prompt="Be brief.")
+    for _ in range(2):
+        with pytest.raises(myllm.BadRequestError):
+            client("Hi")
+    assert {seen.path for seen in wire.seen} == {"/v1/chat/completions"}
+
+
+def test_a_system_prompt_is_never_dropped(wire):
+    with pytest.raises(myllm.InvalidParameterError, match="system_prompt"):
+        HFClientVLLM("m", wire.port, model_type="text", system_prompt="Be brief.")
+    with pytest.raises(myllm.UnsupportedFeatureError):
+        HFClientTGI("m", wire.port, system_prompt="Be brief.", top_k=5)("Hi")
+    wire.handler = lambda seen, reply: (
+        reply.json({"error": {"message": "the model has no chat template"}}, 400)
+        if "chat" in seen.path
+        else reply.json(TEXT)
+    )
+    client = HFClientVLLM("m", wire.port)
+    assert client("Hi") == [" Paris"]
+    with pytest.raises(myllm.InvalidParameterError, match="needs a chat template"):
+        client("Hi", system_prompt="Be brief.")
+
+
+@pytest.mark.parametrize(
+    ("proxies", "proxy", "trusts"),
+    [
+        ({"https": "http://p:1"}, None, True),
+        ({"http": "http://p:1"}, "http://p:1", True),
+        ({"http": None, "https": None}, None, False),
+        ("http://p:2", "http://p:2", True),
+        (None, None, True),
+    ],
+)
+def test_proxies_are_chosen_as_requests_does(proxies, proxy, trusts):
+    options = HFClientTGI("m", 1, url="http://far", http_request_kwargs={"proxies": proxies}).client._http
+    assert (options.proxy, options.trust_env) == (proxy, trusts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -112,6 +113,38 @@ def test_garbage_is_called_garbage(wire, body, words):
     with Client(wire.url, model="m") as client, pytest.raises(InvalidResponseError) as caught:
         client.chat("x")
     assert words in str(caught.value)
+    assert caught.value.endpoint == wire.url
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body"),
+    [
+        ("vllm", {"choices": 5}),
+        (
+            "vllm",
+            {
+                "choices": [
+                    {"index": 0, "text": "a", "logprobs": {"tokens": ["a", "b"], "token_logprobs": [-1.0]}}
+                ]
+            },
+        ),
+        ("tgi", {"generated_text": "a", "details": {"generated_tokens": 1, "tokens": [{"text": "a"}]}}),
+        (
+            "tgi",
+            {
+                "generated_text": "a",
+                "details": {"generated_tokens": 1, "tokens": [{"id": 1, "text": "a", "logprob": None}]},
+            },
+        ),
+    ],
+)
+def test_whatever_reading_stumbles_over_is_a_bad_answer(wire, dialect, body):
+    wire.answers(body)
+    with (
+        Client(wire.url, model="m", dialect=dialect) as client,
+        pytest.raises(InvalidResponseError) as caught,
+    ):
+        client.complete("x", logprobs=1)
     assert caught.value.endpoint == wire.url
 
 
@@ -227,3 +260,22 @@ def test_tgi_stream_special_tokens_are_no_text():
     assert reader.read(tgi_event("Hi")).text == "Hi"
     last = reader.read(tgi_event("<eos>", "Hi", "eos_token", special=True))
     assert (last.text, last.choices[0].finish_reason) == ("", "stop")
+
+
+def test_tgi_schema_is_its_grammar(wire):
+    schema = {"type": "object", "properties": {}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    assert tgi_parameters(wire, response_format=wanted)["grammar"] == {"type": "json", "value": schema}
+
+
+def test_tgi_stream_ends_with_its_last_token(wire):
+    def handler(seen, reply):
+        reply.start_stream()
+        reply.piece(b"data:" + tgi_event("Hi", "Hi", "length") + b"\n\n")
+        time.sleep(3)
+
+    wire.handler = handler
+    start = time.monotonic()
+    with Client(wire.url, dialect="tgi") as client, client.stream_complete("p") as stream:
+        assert stream.final().text == "Hi"
+    assert time.monotonic() - start < 1.5

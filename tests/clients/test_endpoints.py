@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from myllm import Endpoint, InvalidParameterError
+from myllm import Client, Endpoint, HTTPOptions, InvalidParameterError
 from myllm.endpoints import endpoints_from, normalize_url, resolve_endpoints
 
 
@@ -93,3 +93,27 @@ def test_a_key_is_not_in_the_repr():
 )
 def test_loopback(url, loopback):
     assert Endpoint(url).is_loopback is loopback
+
+
+def test_an_endpoint_is_normal_however_it_is_made():
+    assert Endpoint("localhost:8000/v1/").url == "http://localhost:8000"
+    with pytest.raises(InvalidParameterError, match="credentials"):
+        Endpoint("http://me:secret@host")
+
+
+@pytest.mark.parametrize("url", ["http://[bad", "http://h/v1?api_key=secret", "http://me:secret@h?x"])
+def test_a_bad_address_is_typed_and_shows_no_secret(url):
+    with pytest.raises(InvalidParameterError) as caught:
+        normalize_url(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_no_endpoints_is_an_error():
+    with pytest.raises(InvalidParameterError, match="empty list"):
+        Client(endpoints=[])
+
+
+def test_a_bad_proxy_is_typed_and_shows_no_secret():
+    with pytest.raises(InvalidParameterError) as caught:
+        HTTPOptions(proxy="user:secret@host:1")
+    assert "secret" not in str(caught.value)

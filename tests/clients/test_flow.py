@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import time
 
+import psutil
 import pytest
 
 import myllm
@@ -241,3 +243,183 @@ def test_both_clients_have_the_same_methods(name):
     assert one.parameters == other.parameters
     assert inspect.getdoc(getattr(Client, name))
     assert inspect.getdoc(getattr(AsyncClient, name))
+
+
+def two_servers(wire, other):
+    for server, name in ((wire, "a"), (other, "b")):
+        server.handler = lambda seen, reply, name=name: reply.json(
+            {"data": [{"id": name}]} if seen.method == "GET" else CHAT
+        )
+
+
+def test_asking_for_the_model_takes_no_turn_and_happens_once(wire, other_wire):
+    two_servers(wire, other_wire)
+    with Client([wire.url, other_wire.url]) as client:
+        for _ in range(4):
+            client.chat("x")
+    assert [seen.method for seen in wire.seen] == ["GET", "POST", "POST"]
+    assert [seen.method for seen in other_wire.seen] == ["POST", "POST"]
+    assert {body["model"] for body in wire.bodies[1:] + other_wire.bodies} == {"a"}
+
+
+def test_a_model_that_is_gone_is_asked_for_again(wire):
+    names = ["old", "new"]
+
+    def handler(seen, reply):
+        if seen.method == "GET":
+            reply.json({"data": [{"id": names[0]}]})
+        elif seen.body["model"] == names[0]:
+            reply.json(CHAT)
+        else:
+            reply.json({"error": {"message": "no such model"}}, 404)
+
+    wire.handler = handler
+    with Client(wire.url) as client:
+        client.chat("x")
+        names.pop(0)
+        with pytest.raises(myllm.NotFoundError):
+            client.chat("x")
+        assert client.chat("x").text == "Hi"
+
+
+def test_the_deadline_covers_the_question_for_the_model(wire):
+    def handler(seen, reply):
+        time.sleep(0.35)
+        reply.json({"data": [{"id": "m"}]} if seen.method == "GET" else CHAT)
+
+    wire.handler = handler
+    start = time.monotonic()
+    with Client(wire.url, timeout=0.5) as client, pytest.raises(myllm.RequestTimeoutError) as caught:
+        client.chat("x")
+    assert time.monotonic() - start < 0.7
+    assert caught.value.phase == "total"
+
+
+@pytest.mark.parametrize("wait", ["86400", "inf", "1e9"])
+def test_a_server_that_asks_for_hours_is_not_waited_for(wire, wait):
+    wire.handler = failing(9, 503, {"Retry-After": wait})
+    start = time.monotonic()
+    with Client(wire.url, model="m", max_retries=1) as client, pytest.raises(myllm.OverloadedError):
+        client.chat("x")
+    assert time.monotonic() - start < 3
+
+
+def test_while_one_server_asks_to_wait_the_other_is_asked(wire, other_wire):
+    wire.handler = failing(9, 429, {"Retry-After": "30"})
+    other_wire.answers(CHAT)
+    start = time.monotonic()
+    with Client([wire.url, other_wire.url], model="m") as client:
+        assert [client.chat("x").text for _ in range(2)] == ["Hi", "Hi"]
+    assert time.monotonic() - start < 2
+
+
+def test_a_connection_lost_late_is_still_retried(wire):
+    calls = []
+
+    def handler(seen, reply):
+        calls.append(seen)
+        if len(calls) == 1:
+            time.sleep(0.4)
+            reply.hang_up()
+        else:
+            reply.json(CHAT)
+
+    wire.handler = handler
+    with Client(wire.url, model="m", timeout=Timeout(connect=0.2)) as client:
+        assert client.chat("x").text == "Hi"
+
+
+def test_a_redirect_is_an_error_that_says_where_to(wire):
+    wire.handler = lambda seen, reply: reply.raw(b"", 307, {"Location": "http://elsewhere:1/v1"})
+    with Client(wire.url, model="m") as client:
+        for call in (client.chat, client.stream_chat):
+            with pytest.raises(myllm.APIStatusError, match="elsewhere:1"):
+                call("x")
+
+
+def test_a_key_s_newline_is_no_part_of_it(wire):
+    wire.answers(CHAT)
+    with Client(wire.url, model="m", api_key="sesame\n") as client:
+        client.chat("x")
+    assert wire.seen[0].headers["authorization"] == "Bearer sesame"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"api_key": "sés-ame"},
+        {"api_key": "ses\name"},
+        {"headers": {"X-A": "ses\name"}},
+        {"headers": {"X A": "1"}},
+    ],
+)
+def test_what_no_header_can_carry_is_refused_without_being_shown(arguments):
+    with pytest.raises(myllm.InvalidParameterError) as caught:
+        Client("http://localhost:1", **arguments)
+    assert "ame" not in str(caught.value).replace("names", "")
+
+
+def test_a_key_that_a_server_repeats_is_blotted_out(wire):
+    wire.handler = lambda seen, reply: reply.json(
+        {"error": {"message": f"bad {seen.headers['authorization']}"}}, 401
+    )
+    with (
+        Client(wire.url, model="m", api_key="sesame") as client,
+        pytest.raises(myllm.AuthenticationError) as caught,
+    ):
+        client.chat("x")
+    assert "sesame" not in f"{caught.value} {caught.value.__dict__}"
+
+
+def test_headers_are_one_whatever_their_case(wire):
+    wire.answers(CHAT)
+    with Client(
+        wire.url, model="m", api_key="k", headers={"authorization": "Basic z", "user-agent": "me"}
+    ) as client:
+        client.chat("x", extra_headers={"USER-AGENT": "you"})
+    raw = [name for name in wire.seen[0].names if name.lower() in ("authorization", "user-agent")]
+    assert sorted(name.lower() for name in raw) == ["authorization", "user-agent"]
+    assert wire.seen[0].headers["authorization"] == "Basic z"
+    assert wire.seen[0].headers["user-agent"] == "you"
+
+
+def test_basic_authentication_and_a_key_exclude_each_other():
+    with pytest.raises(myllm.InvalidParameterError, match="same header"):
+        Client("http://localhost:1", api_key="k", http=myllm.HTTPOptions(auth=("u", "p")))
+
+
+@pytest.mark.parametrize("value", [b"bytes", "\ud800", object()])
+def test_what_is_no_json_is_refused(wire, value):
+    with Client(wire.url, model="m") as client, pytest.raises(myllm.InvalidParameterError, match="JSON"):
+        client.chat([{"role": "user", "content": value}])
+    assert wire.seen == []
+
+
+@pytest.mark.parametrize("timeout", ["5", True, 0, -1, Timeout])
+def test_what_is_no_timeout_is_refused(timeout):
+    with pytest.raises(myllm.InvalidParameterError, match="timeout"):
+        Client("http://localhost:1", timeout=timeout)
+    with pytest.raises(myllm.InvalidParameterError, match="timeout"):
+        Timeout(connect=timeout)
+
+
+def test_one_event_loop_after_the_other_leaves_no_sockets(wire):
+    wire.answers(CHAT)
+    client = AsyncClient(wire.url, model="m")
+    process = psutil.Process()
+
+    def sockets():
+        gc.collect()
+        return len([c for c in process.net_connections() if c.raddr and c.raddr.port == wire.port])
+
+    for _ in range(2):
+        asyncio.run(client.chat("x"))
+    before = sockets()
+    for _ in range(10):
+        asyncio.run(client.chat("x"))
+    assert sockets() <= before
+
+
+def test_two_names_for_options_of_a_call_are_told_apart():
+    with pytest.raises(myllm.UnknownParameterError, match="option of the call"):
+        Client("http://localhost:1", extra_body={"a": 1})

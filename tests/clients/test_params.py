@@ -52,6 +52,8 @@ def test_an_unknown_default_is_refused_too():
         ("frequency_penalty", 3),
         ("logit_bias", {"cat": 1}),
         ("stop", [1]),
+        ("stop", [""]),
+        ("temperature", float("inf")),
     ],
 )
 def test_a_bad_value_is_named(name, value):

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
+import threading
 import time
 
 import pytest
@@ -172,3 +175,132 @@ def test_leaving_early_closes_the_connection_and_has_no_whole(wire):
             break
         time.sleep(0.02)
     assert left
+
+
+def test_a_connection_that_breaks_after_the_end_is_no_error(wire):
+    def handler(seen, reply):
+        reply.start_stream()
+        for piece in WHOLE:
+            reply.piece(piece)
+        reply.hang_up()
+
+    wire.handler = handler
+    with Client(wire.url, model="m") as client, client.stream_chat("x") as stream:
+        assert stream.final().text == "Héllo"
+
+
+def test_a_body_that_is_never_ended_is_not_waited_for(wire):
+    def handler(seen, reply):
+        reply.start_stream()
+        for piece in WHOLE:
+            reply.piece(piece)
+        time.sleep(3)
+
+    wire.handler = handler
+    start = time.monotonic()
+    with Client(wire.url, model="m") as client, client.stream_chat("x") as stream:
+        assert stream.final().text == "Héllo"
+    assert time.monotonic() - start < 1.5
+
+
+def test_an_event_cut_in_two_is_an_incomplete_stream(wire):
+    wire.streams(chunk({"content": "half"}), chunk({"content": "lost"})[:30])
+    with Client(wire.url, model="m") as client, client.stream_chat("x") as stream:
+        with pytest.raises(myllm.IncompleteStreamError) as caught:
+            list(stream)
+    assert caught.value.partial.text == "half"
+
+
+def test_a_whole_answer_in_place_of_a_stream_is_called_that(wire):
+    wire.answers({"choices": []})
+    with (
+        Client(wire.url, model="m") as client,
+        pytest.raises(myllm.InvalidResponseError, match="no event stream"),
+    ):
+        client.stream_chat("x")
+
+
+async def test_a_whole_answer_in_place_of_an_async_stream_too(wire):
+    wire.answers({"choices": []})
+    async with AsyncClient(wire.url, model="m") as client:
+        with pytest.raises(myllm.InvalidResponseError, match="no event stream"):
+            await client.stream_chat("x")
+
+
+def test_no_error_is_its_own_cause(wire):
+    wire.streams(chunk({"content": "a"}), "data: {nonsense\n\n")
+    with Client(wire.url, model="m") as client, client.stream_chat("x") as stream:
+        with pytest.raises(myllm.InvalidResponseError) as caught:
+            list(stream)
+    assert caught.value.__cause__ is not caught.value
+
+
+def endless(seen, reply):
+    reply.start_stream()
+    reply.piece(chunk({"content": "x"}))
+    time.sleep(5)
+
+
+def test_closing_from_another_thread_ends_the_reader(wire):
+    wire.handler = endless
+    with Client(wire.url, model="m") as client:
+        stream = client.stream_chat("x")
+        texts = []
+        reader = threading.Thread(target=lambda: texts.extend(c.text for c in stream))
+        reader.start()
+        time.sleep(0.3)
+        stream.close()
+        reader.join(2)
+        assert not reader.is_alive()
+    assert texts == ["x"]
+
+
+async def test_closing_from_another_task_ends_the_reader(wire):
+    wire.handler = endless
+    async with AsyncClient(wire.url, model="m") as client:
+        stream = await client.stream_chat("x")
+
+        async def read():
+            return [c.text async for c in stream]
+
+        reader = asyncio.create_task(read())
+        await asyncio.sleep(0.3)
+        await stream.close()
+        assert await asyncio.wait_for(reader, 2) == ["x"]
+
+
+def test_a_stream_that_nobody_reads_gives_its_connection_back(wire):
+    left = threading.Event()
+
+    def handler(seen, reply):
+        try:
+            reply.start_stream()
+            for _ in range(300):
+                reply.piece(chunk({"content": "x"}))
+                time.sleep(0.01)
+        except OSError:
+            left.set()
+
+    wire.handler = handler
+    with Client(wire.url, model="m") as client:
+        stream = client.stream_chat("x")
+        del stream
+        gc.collect()
+        assert left.wait(2)
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": None}}]},
+        {"role": "", "content": "x"},
+        {"content": None, "reasoning": None, "reasoning_content": "x"},
+    ],
+)
+def test_nulls_and_oddities_of_real_servers_are_borne(wire, delta):
+    wire.streams(chunk(delta), 'data: {"id": "s", "choices": null}\n\n', chunk({}, "stop"), DONE)
+    with Client(wire.url, model="m") as client, client.stream_chat("x") as stream:
+        message = stream.final().message
+    assert (
+        message.content == "x" or message.reasoning == "x" or message.tool_calls[0].function.arguments == ""
+    )

@@ -45,6 +45,10 @@ class ChunkReader(Protocol):
     def complete(self) -> bool:
         """Whether what came so far is a whole answer (the stream may then just end)."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can follow, though no event says so."""
+
 
 class Dialect(Protocol):
     """A kind of server."""

@@ -110,6 +110,8 @@ class OpenAIReader:
         self._open: set[int] = set()
         self._finished: set[int] = set()
 
+    ended = False  # usage and [DONE] may follow the last text
+
     @property
     def complete(self) -> bool:
         """Every choice that began has its finish_reason; some servers then leave `[DONE]` out."""

@@ -167,7 +167,7 @@ class TGIReader:
         self._hold = max(map(len, self._stops), default=1) - 1
         self._seen = ""
         self._sent = 0
-        self.complete = False
+        self.complete = self.ended = False
 
     def read(self, data: bytes) -> CompletionChunk | _Done | None:
         """See `ChunkReader.read`."""
@@ -184,7 +184,7 @@ class TGIReader:
             until = max(self._sent, len(self._seen) - self._hold)
             finish = stop_reason = usage = None
         else:
-            self.complete = True
+            self.complete = self.ended = True
             details = raw.get("details") or {}
             finish, stop_reason, text = _finish(self._stops, details.get("finish_reason"), self._seen)
             until = max(self._sent, len(text))

@@ -1,1 +1,1 @@
-"""Moving bytes. `http` is the only module of the SDK that touches httpx."""
+"""Moving bytes. This package is the only place of the SDK that touches httpx."""

@@ -14,7 +14,8 @@ from ..endpoints import Endpoint
 from ..errors import MyLLMError
 from ..flow import new_request_id
 from ..wire import Reply, Send, Timeout, WireRequest
-from .http import HTTPOptions, error_from_httpx, least
+from .faults import error_from_httpx, least
+from .options import HTTPOptions
 
 Translate = Callable[[MyLLMError, httpx.Request, httpx.Response | None], Exception | None]
 """From our error (and the request, and the reply if there was one) to the exception that a framework

@@ -1,96 +1,22 @@
-"""Where httpx is touched: requests out, replies in, httpx's exceptions turned into ours.
-
-The other place is `framework.py`, for frameworks that bring an API client of their own.
-"""
+"""Requests out, replies in: the sync and the async transport of the drivers."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import ssl
+import socket
 import time
-import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import httpx
 
 from ..endpoints import Endpoint
-from ..errors import ConnectError, ConnectTimeoutError, InvalidParameterError, MyLLMError, RequestTimeoutError
-from ..wire import Reply, Send, Timeout
-
-# httpx caps a pool at 100 connections, which starves large batches (vllm#7241); the server's queue and the
-# caller's own concurrency are the limits that are meant.
-_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=128)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HTTPOptions:
-    """How to reach the servers.
-
-    Attributes:
-        verify: False trusts any certificate; a path names a CA bundle (file or folder).
-        cert: client certificate: a PEM file, or (certificate, key).
-        proxy: URL of a proxy for all requests; without it the environment's proxies are used, never for
-            servers on this machine.
-        auth: (user, password) for HTTP basic authentication.
-    """
-
-    verify: bool | str = True
-    cert: str | tuple[str, str] | None = None
-    proxy: str | None = field(default=None, repr=False)
-    auth: tuple[str, str] | None = field(default=None, repr=False)
-
-    def client_arguments(self, endpoints: Sequence[Endpoint]) -> dict[str, Any]:
-        """Return the arguments for `httpx.Client` or `httpx.AsyncClient`."""
-        mounts: dict[str, None] = {}
-        if self.proxy is None:
-            # A proxy from the environment must not catch loopback (llama_index#13640, ollama#9141).
-            for endpoint in endpoints:
-                if endpoint.is_loopback:
-                    mounts[
-                        f"all://{'[' + endpoint.host + ']' if ':' in endpoint.host else endpoint.host}"
-                    ] = None
-        arguments: dict[str, Any] = {
-            "verify": self._ssl(endpoints),
-            "proxy": self.proxy,
-            "auth": self.auth,
-            "limits": _LIMITS,
-            "follow_redirects": False,
-        }
-        if mounts:
-            arguments["mounts"] = mounts
-        return arguments
-
-    def _ssl(self, endpoints: Sequence[Endpoint]) -> ssl.SSLContext | bool:
-        if not any(endpoint.url.startswith("https:") for endpoint in endpoints):
-            return False  # Nothing to verify; loading the system's certificates takes tens of milliseconds.
-        try:
-            if self.verify is False:
-                context = ssl.create_default_context()
-                context.check_hostname = False
-                context.verify_mode = ssl.CERT_NONE
-            elif isinstance(self.verify, str):
-                context = ssl.create_default_context()
-                context.load_verify_locations(**_location(self.verify))
-            else:
-                context = httpx.create_ssl_context()
-            if self.cert is not None:
-                context.load_cert_chain(*((self.cert,) if isinstance(self.cert, str) else self.cert))
-        except OSError as exc:
-            raise InvalidParameterError(
-                f"The certificates (`verify={self.verify!r}`, `cert={self.cert!r}`) cannot be loaded: {exc}.",
-                param="verify",
-            ) from exc
-        return context
-
-
-def _location(path: str) -> dict[str, str]:
-    from pathlib import Path
-
-    return {"capath": path} if Path(path).is_dir() else {"cafile": path}
+from ..errors import InvalidParameterError, MyLLMError
+from ..wire import Reply, Send
+from .faults import deadline_error, deadline_of, error_from_httpx, least
+from .options import HTTPOptions
 
 
 class HTTPTransport:
@@ -108,7 +34,7 @@ class HTTPTransport:
         self._client = httpx.Client(**arguments)
 
     def send(self, action: Send) -> Reply:
-        """Send a request and read the reply; leave the body open if it is a stream below 400.
+        """Send a request and read the reply; leave the body open if it is a stream below 300.
 
         Raises:
             ConnectError, ConnectTimeoutError, RequestTimeoutError: no reply.
@@ -116,11 +42,11 @@ class HTTPTransport:
         """
         if self._client.is_closed:
             raise MyLLMError("This client is closed.", hint="Make a new one, or close it later.")
-        deadline = _deadline(action.timeout)
+        deadline = deadline_of(action.timeout)
         request = _build(self._client, action)
-        with _translated(action):
+        with _translated(action, deadline):
             response = self._client.send(request, stream=True)
-        if action.stream and response.status_code < 400:
+        if action.stream and response.status_code < 300:
             return Reply(
                 status=response.status_code,
                 headers=response.headers,
@@ -144,11 +70,11 @@ class OpenBody:
         self._deadline = deadline
 
     def __iter__(self) -> Iterator[bytes]:
-        with _translated(self._action):
+        with _translated(self._action, self._deadline):
             for data in self._response.iter_bytes():
                 yield data
                 if self._deadline is not None and time.monotonic() > self._deadline:
-                    raise _deadline_error(self._action)
+                    raise deadline_error(self._action)
 
     def __enter__(self) -> OpenBody:
         return self
@@ -157,8 +83,16 @@ class OpenBody:
         self.close()
 
     def close(self) -> None:
-        """Close the connection unless the body was read to its end; the server then aborts the request."""
+        """Close the connection unless the body was read to its end; the server then aborts the request.
+
+        Also from another thread than the one that reads: that one then sees the connection end.
+        """
+        _shut_down(self._response)
         self._response.close()
+
+    def abandon(self) -> None:
+        """Close from where nothing can be awaited."""
+        self.close()
 
 
 class AsyncHTTPTransport:
@@ -174,26 +108,28 @@ class AsyncHTTPTransport:
             options.client_arguments(endpoints) if transport is None else {"transport": transport}
         )
         # Connections belong to the loop they were made in; using them in another one fails or hangs.
-        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
 
     def _client(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
         if client is None:
+            # A client holds its loop, so a weak table would keep both for ever: one `asyncio.run` after the
+            # other must not add up. What a closed loop had open is closed when it is collected.
+            for dead in [known for known in list(self._clients) if known.is_closed()]:
+                self._clients.pop(dead, None)
             client = self._clients[loop] = httpx.AsyncClient(**self._arguments)
         return client
 
     async def send(self, action: Send) -> Reply:
         """See `HTTPTransport.send`."""
         client = self._client()
-        deadline = _deadline(action.timeout)
+        deadline = deadline_of(action.timeout)
         request = _build(client, action)
         async with _async_translated(action, deadline):
             response = await client.send(request, stream=True)
         body = AsyncOpenBody(response, action, deadline)
-        if action.stream and response.status_code < 400:
+        if action.stream and response.status_code < 300:
             return Reply(status=response.status_code, headers=response.headers, stream=body)
         async with body:
             content = b"".join([data async for data in body])
@@ -206,6 +142,10 @@ class AsyncHTTPTransport:
             await client.aclose()
 
 
+_closing: set[asyncio.Task[None]] = set()
+"""Bodies being closed in the background: a loop itself holds its tasks weakly only."""
+
+
 class AsyncOpenBody:
     """`OpenBody` for the async driver."""
 
@@ -213,6 +153,7 @@ class AsyncOpenBody:
         self._response = response
         self._action = action
         self._deadline = deadline
+        self._loop = asyncio.get_running_loop()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         chunks = self._response.aiter_bytes().__aiter__()
@@ -231,8 +172,20 @@ class AsyncOpenBody:
         await self.close()
 
     async def close(self) -> None:
-        """See `OpenBody.close`."""
+        """See `OpenBody.close`; also from another task."""
+        _shut_down(self._response)
         await self._response.aclose()
+
+    def abandon(self) -> None:
+        """Close from where nothing can be awaited, in any thread."""
+        _shut_down(self._response)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._close_in_background)
+
+    def _close_in_background(self) -> None:
+        task = self._loop.create_task(self._response.aclose())
+        _closing.add(task)
+        task.add_done_callback(_closing.discard)
 
 
 def _build(client: httpx.Client | httpx.AsyncClient, action: Send) -> httpx.Request:
@@ -240,7 +193,7 @@ def _build(client: httpx.Client | httpx.AsyncClient, action: Send) -> httpx.Requ
     content = None
     headers: Mapping[str, str] = action.headers
     if action.request.json is not None:
-        content = json.dumps(action.request.json, ensure_ascii=False, separators=(",", ":")).encode()
+        content = _encoded(action.request.json)
         headers = {**headers, "Content-Type": "application/json"}
     return client.build_request(
         action.request.method,
@@ -256,20 +209,31 @@ def _build(client: httpx.Client | httpx.AsyncClient, action: Send) -> httpx.Requ
     )
 
 
-def least(*seconds: float | None) -> float | None:
-    """Return the shortest of some limits; None is no limit."""
-    return min((s for s in seconds if s is not None), default=None)
+def _encoded(body: object) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError) as exc:  # a lone surrogate is a ValueError too
+        raise InvalidParameterError(f"The request cannot be written as JSON: {exc}.") from exc
 
 
-def _deadline(timeout: Timeout) -> float | None:
-    return None if timeout.total is None else time.monotonic() + timeout.total
+def _shut_down(response: httpx.Response) -> None:
+    """End the connection under a body that is not read to its end; closing alone wakes no blocked reader."""
+    if response.is_closed:
+        return
+    stream = response.extensions.get("network_stream")
+    connection = None if stream is None else stream.get_extra_info("socket")
+    if connection is not None:
+        with contextlib.suppress(OSError):  # it is down already
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
-def _translated(action: Send) -> Iterator[None]:
+def _translated(action: Send, deadline: float | None) -> Iterator[None]:
     try:
         yield
     except httpx.HTTPError as exc:
+        if isinstance(exc, httpx.TimeoutException) and deadline is not None and time.monotonic() >= deadline:
+            raise deadline_error(action) from exc
         raise error_from_httpx(exc, action) from exc
 
 
@@ -277,89 +241,10 @@ def _translated(action: Send) -> Iterator[None]:
 async def _async_translated(action: Send, deadline: float | None) -> AsyncIterator[None]:
     remaining = None if deadline is None else deadline - time.monotonic()
     try:
-        async with asyncio.timeout(remaining):
-            yield
-    except httpx.HTTPError as exc:
-        raise error_from_httpx(exc, action) from exc
+        with _translated(action, deadline):
+            async with asyncio.timeout(remaining):
+                yield
     except TimeoutError as exc:
         if isinstance(exc, MyLLMError):
             raise
-        raise _deadline_error(action) from exc
-
-
-def _deadline_error(action: Send) -> RequestTimeoutError:
-    return RequestTimeoutError(
-        f"{action.endpoint.url} did not finish its answer within the deadline.",
-        phase="total",
-        endpoint=action.endpoint.url,
-        request_id=action.headers.get("X-Request-Id"),
-        hint="Give the call more time with `timeout=Timeout(total=…)`.",
-    )
-
-
-def error_from_httpx(exc: httpx.HTTPError, action: Send) -> MyLLMError:
-    """Return our error for one of httpx's, with what to do."""
-    url = action.endpoint.url
-    context: dict[str, Any] = {"endpoint": url, "request_id": action.headers.get("X-Request-Id")}
-    if isinstance(exc, httpx.ConnectTimeout):
-        limit = least(action.timeout.connect, action.timeout.total)
-        return ConnectTimeoutError(
-            f"{url} did not accept a connection within {limit:g} s.",
-            hint="Is the host right and reachable? `timeout=Timeout(connect=…)` allows more time.",
-            **context,
-        )
-    if isinstance(exc, httpx.ReadTimeout | httpx.WriteTimeout):
-        limit = least(action.timeout.read, action.timeout.total)
-        return RequestTimeoutError(
-            f"{url} was silent for {limit:g} s.",
-            phase="read" if isinstance(exc, httpx.ReadTimeout) else "write",
-            hint="It is busy or stuck, or the answer takes longer: `timeout=Timeout(read=…)` waits longer.",
-            **context,
-        )
-    if isinstance(exc, httpx.PoolTimeout):
-        return RequestTimeoutError(
-            f"No free connection to {url} before the deadline.", phase="pool", **context
-        )
-    if isinstance(exc, httpx.ConnectError):
-        return _connect_error(exc, action, context)
-    return ConnectError(
-        f"The connection to {url} broke before the answer was complete: {_words(exc)}.",
-        hint="Did the server stop or crash? Its log tells.",
-        **context,
-    )
-
-
-def _connect_error(exc: httpx.ConnectError, action: Send, context: dict[str, Any]) -> ConnectError:
-    url, words = action.endpoint.url, _words(exc)
-    # httpx keeps the operating system's error only as text, or deep in the chain of causes.
-    cause = _os_error(exc)
-    port = url.rsplit(":", 1)[-1].split("/")[0]
-    start = f" --port {port}" if port.isdigit() else ""
-    if isinstance(cause, ConnectionRefusedError) or "refused" in words.lower() or "attempts failed" in words:
-        return ConnectError(
-            f"No server answers at {url}: the connection was refused.",
-            hint=f"Start one (`myllm serve{start}`), or check `port` and `url`.",
-            **context,
-        )
-    if "certificate" in words.lower() or isinstance(cause, ssl.SSLError):
-        return ConnectError(
-            f"No secure connection to {url}: {words}.",
-            hint="`verify=` takes a CA bundle; a server without TLS wants `http://`.",
-            **context,
-        )
-    if "name" in words.lower() and ("resol" in words.lower() or "known" in words.lower()):
-        return ConnectError(f"The host of {url} is not known: {words}.", hint="Check `url`.", **context)
-    return ConnectError(f"No connection to {url}: {words}.", hint="Check `port` and `url`.", **context)
-
-
-def _os_error(exc: BaseException) -> BaseException | None:
-    seen: BaseException | None = exc
-    while seen is not None:
-        if isinstance(seen, OSError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    return None
-
-
-def _words(exc: BaseException) -> str:
-    return str(exc) or type(exc).__name__
+        raise deadline_error(action) from exc
