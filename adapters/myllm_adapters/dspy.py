@@ -11,12 +11,19 @@ an LM (caching, retries, history, usage, streaming, optimizers) it does with the
 chat endpoint with the parameters given here or in the call, and nothing else; `_generate` is the old clients'
 call, with the old clients' defaults.
 
+Nothing secret is saved: neither JSON files nor pickles (`program.save(folder, save_program=True)`, joblib,
+multiprocessing) hold the API key, headers, proxy or password of an LM. A loaded LM takes its key from
+`MYLLM_API_KEY`, as worker processes do, which inherit it; what else it needs, set with a new LM
+(`program.set_lm(…)`). `copy()`, `copy.deepcopy` and a program's `deepcopy()` stay in the process and keep
+everything.
+
 DSPy's cache knows an answer by model, messages and parameters, not by server: two servers that serve
 different models under one name want `cache=False`, or names of their own.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -31,12 +38,13 @@ except ImportError as exc:
     raise missing_extra(__name__, "dspy", exc) from exc
 
 import myllm
-from myllm import InvalidParameterError, compat
+from myllm import InvalidParameterError, compat, params
+from myllm.dialects import Dialect
 from myllm.endpoints import PortSpec, UrlSpec
 
 from ._dspy.engines import AsyncEngine, Engine, fan_out
 from ._dspy.parameters import pack, packed, wire
-from ._dspy.state import client_arguments, dump_client, dump_supports, load_supports
+from ._dspy.state import PickledClient, client_arguments, dump_client, dump_supports, load_supports
 
 __all__ = ["AsyncEngine", "Client", "Engine", "HFClientTGI", "HFClientVLLM"]
 
@@ -48,9 +56,12 @@ _LM_OPTIONS = frozenset(inspect.signature(dspy.LM.__init__).parameters) - {
     "self", "model", "model_type", "temperature", "max_tokens", "engine", "async_engine", "prompt_cache",
     "kwargs",
 }  # fmt: skip
-_CONNECTION = frozenset(
-    {"api_key", "timeout", "headers", "http", "max_retries", "endpoints", "http_request_kwargs"}
-)
+# What says where and how to connect: of both kinds of LM, and of each.
+_CONNECTION = frozenset({"timeout", "headers", "max_retries"})
+_OF_CLIENT = _CONNECTION | {"http", "endpoints"}
+_OF_OLD = _CONNECTION | {"api_key", "http_request_kwargs", "model_type", "system_prompt"}
+_MISPLACED = (_OF_CLIENT | _OF_OLD | {"base_url", "url", "port", "dialect"}) - {"model_type", "system_prompt"}
+_COPY_OPTIONS = _LM_OPTIONS | {"model"}
 
 
 class ServerLM(dspy.LM):
@@ -105,8 +116,16 @@ class ServerLM(dspy.LM):
         return fan_out(wanted if isinstance(wanted, int) and not alone else 1)
 
     def copy(self, **kwargs: Any) -> ServerLM:
-        """Return an LM with other parameters or settings, an empty history and the same connections."""
-        settings = {name: value for name, value in kwargs.items() if hasattr(self, name)}
+        """Return an LM with other parameters or settings, an empty history and the same connections.
+
+        Args:
+            **kwargs: `model`, parameters (`None` removes one), and `dspy.LM`'s settings (`cache`,
+                `num_retries`, `callbacks`, …).
+
+        Raises:
+            UnknownParameterError, InvalidParameterError: an argument is not understood.
+        """
+        settings = {name: value for name, value in kwargs.items() if name in _COPY_OPTIONS}
         parameters = {name: value for name, value in kwargs.items() if name not in settings}
         changes = {**settings, **pack(_only_parameters(parameters), self.kwargs)}
         copied: ServerLM = super().copy(**changes)  # type: ignore[no-untyped-call]
@@ -142,6 +161,17 @@ class ServerLM(dspy.LM):
     def _dump_connection(self) -> dict[str, Any]:
         return dump_client(self.client)
 
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "client": PickledClient(self.client)}  # the engines do the same
+
+    # By itself `deepcopy` would make what a pickle makes, which has no key.
+    def __deepcopy__(self, memo: dict[int, Any]) -> ServerLM:
+        twin = copy.copy(self)
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(dspy.LM.__getstate__(self), memo))  # type: ignore[no-untyped-call]
+        return twin
+
 
 class Client(ServerLM):
     """An LM for a server of any dialect.
@@ -152,7 +182,8 @@ class Client(ServerLM):
         model: the served model's name.
         base_url, api_key, dialect, **kwargs: as `myllm.Client` takes them (`timeout`, `headers`, `http`,
             `endpoints`, `max_retries` and default parameters), and as `dspy.LM` does (`cache`, `num_retries`,
-            `callbacks`, …); `extra_body` holds fields that every request sends as they are.
+            `callbacks`, …); `extra_body` holds fields that every request sends as they are. Saved programs
+            and pickles have no `api_key`, `headers`, proxy and password: see the top of this module.
         supports: what the model can do, as `dspy.lm15.ModelSupport` (or its fields as a dict):
             `function_calling`, `reasoning`, `response_schema`. DSPy then uses the server's tools, reasoning
             and structured outputs; what is not stated is not used.
@@ -167,15 +198,28 @@ class Client(ServerLM):
         base_url: UrlSpec | None = None,
         *,
         api_key: str | None = None,
-        dialect: str = "vllm",
+        dialect: str | Dialect = "vllm",
         supports: lm15.ModelSupport | Mapping[str, bool] | None = None,
         **kwargs: Any,
     ) -> None:
-        connection = {name: kwargs.pop(name) for name in list(kwargs) if name in _CONNECTION}
+        connection = {name: kwargs.pop(name) for name in list(kwargs) if name in _OF_CLIENT}
         client = myllm.Client(
             base_url, model=model, api_key=api_key, dialect=dialect, **client_arguments(connection)
         )
         super().__init__(model, client, supports, kwargs)
+
+
+# Arguments of `Client` and the old clients' words for them.
+_INSTEAD = {
+    "base_url": "`url` and `port`",
+    "endpoints": "`url` and `port`",
+    "http": "`http_request_kwargs`",
+    "dialect": "none (the class says the kind of server)",
+}
+
+
+# What `_generate` takes beside parameters.
+_ASIDE = frozenset({"extra_body", "system_prompt", "timeout"})
 
 
 class HFClientLM(ServerLM):
@@ -185,10 +229,14 @@ class HFClientLM(ServerLM):
 
     def __init__(self, model: str, port: PortSpec, url: UrlSpec, kwargs: dict[str, Any]) -> None:
         supports = kwargs.pop("supports", None)
-        ours = _CONNECTION | {"model_type", "system_prompt"}
-        connection = {name: kwargs.pop(name) for name in list(kwargs) if name in ours}
+        for name, instead in _INSTEAD.items():
+            if name in kwargs:
+                raise InvalidParameterError(
+                    f"`{name}` is an argument of `Client`: give {instead}, or use `Client`.", param=name
+                )
+        connection = {name: kwargs.pop(name) for name in list(kwargs) if name in _OF_OLD}
         # It owns the connections, and knows the old call and its defaults.
-        self._old = self._old_class(model, port, url, **client_arguments(connection))
+        self._old: compat.HFClient = self._old_class(model, port, url, **client_arguments(connection))
         super().__init__(model, self._old.client, supports, kwargs)
 
     def _generate(self, prompt: str, **kwargs: Any) -> dict[str, Any]:
@@ -196,7 +244,8 @@ class HFClientLM(ServerLM):
 
         Args:
             prompt: the text to continue.
-            **kwargs: parameters that go before this LM's, which go before the old client's defaults.
+            **kwargs: parameters that go before this LM's, which go before the old client's defaults;
+                `extra_body`, `system_prompt` and `timeout` too.
 
         Returns:
             `{"prompt": prompt, "choices": [{"text": …}, …], …}`; see `myllm.HFClientVLLM._generate`.
@@ -205,7 +254,30 @@ class HFClientLM(ServerLM):
             MyLLMError: see `myllm.errors`.
         """
         old = self._old if self._old.model == self.model else self._old.copy(model=self.model)
-        return old._generate(prompt, **{**wire(self.kwargs), **kwargs})
+        # Either may say `max_new_tokens` for `max_tokens`, and the call's is the one that counts.
+        own, given = wire(self.kwargs), dict(kwargs)
+        aside = {name: source.pop(name) for source in (own, given) for name in _ASIDE.intersection(source)}
+        return old._generate(prompt, **{**params.canonical(own), **params.canonical(given), **aside})
+
+    def copy(self, **kwargs: Any) -> HFClientLM:
+        """See `ServerLM.copy`; `model_type` and `system_prompt`, which concern `_generate`, change too."""
+        old = {name: kwargs.pop(name) for name in ("model_type", "system_prompt") if name in kwargs}
+        if old.get("model_type", "auto") not in ("auto", "chat", "text"):
+            raise InvalidParameterError(
+                f"`model_type={old['model_type']!r}` must be one of 'auto', 'chat', 'text'.",
+                param="model_type",
+            )
+        copied = super().copy(**kwargs)
+        assert isinstance(copied, HFClientLM)
+        if old:
+            copied._old = self._old.copy(**old)
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state["_old"] = copy.copy(self._old)
+        state["_old"].client = state["client"]
+        return state
 
     def _dump_connection(self) -> dict[str, Any]:
         state = dump_client(self.client)
@@ -213,6 +285,8 @@ class HFClientLM(ServerLM):
         state["url"] = state.pop("base_url")
         del state["dialect"]
         if http is not None:
+            if not http.pop("trust_env", True):
+                http["proxies"] = {"http": None, "https": None}  # requests' way to say it
             state["http_request_kwargs"] = http
         if self._old.model_type != "auto":
             state["model_type"] = self._old.model_type
@@ -228,8 +302,10 @@ class HFClientVLLM(HFClientLM):
         model: the served model's name.
         port: a port, or several: the servers take turns, and a dead one's calls go to the next.
         url: where the servers are; see `myllm.HFClientVLLM`.
-        **kwargs: as `Client`'s; also `http_request_kwargs`, and `model_type` ("auto", "chat", "text") and
-            `system_prompt`, which concern `_generate` alone.
+        **kwargs: `api_key`, `timeout`, `headers`, `max_retries`, `http_request_kwargs`, `model_type` ("auto",
+            "chat", "text") and `system_prompt` (these two concern `_generate` alone) as
+            `myllm.HFClientVLLM` takes them; `supports`, `extra_body`, default parameters and `dspy.LM`'s
+            settings as `Client` does.
 
     Raises:
         UnknownParameterError, InvalidParameterError: an argument is not understood.
@@ -246,7 +322,9 @@ class HFClientVLLM(HFClientLM):
 class HFClientTGI(HFClientLM):
     """A Text Generation Inference server as an LM of DSPy 3, under its old name.
 
-    DSPy's calls go through TGI's `/v1/chat/completions`, `_generate` through `/generate`.
+    DSPy's calls go through TGI's `/v1/chat/completions`. So does `_generate`, unless the server has no chat
+    template or endpoint, or the call has a parameter that only `/generate` knows (`top_k`, `typical_p`, …);
+    with `model_type="text"` it always goes through `/generate`, as DSPy's old client did.
 
     Args:
         http_request_kwargs: `timeout`, `verify`, `cert`, `headers`, `proxies`, `auth`, as in requests.
@@ -268,9 +346,10 @@ class HFClientTGI(HFClientLM):
 
 def _only_parameters(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Refuse what belongs to the constructor with the place where it belongs."""
-    if misplaced := _CONNECTION.union({"base_url", "url", "port", "dialect"}).intersection(kwargs):
+    if misplaced := _MISPLACED.intersection(kwargs):
         name = min(misplaced)
         raise InvalidParameterError(
-            f"`{name}` says where and how to connect: give it to the constructor, not to a call.", param=name
+            f"`{name}` says where and how to connect: give it to the constructor, not to a call or a copy.",
+            param=name,
         )
     return kwargs

@@ -10,8 +10,8 @@ Works with `completion`, `acompletion`, `text_completion`, `atext_completion`, s
 fallbacks, caching and callbacks. Beside LiteLLM's own arguments every parameter of
 `myllm.params.Parameters` is one (`top_k=…`, `min_p=…`), and `dialect="tgi"` speaks to a TGI server; an
 unknown name is refused. `api_base` defaults to `MYLLM_BASE_URL`, then `OPENAI_BASE_URL`, then
-http://localhost:8000, `api_key` to `MYLLM_API_KEY`. Retries are LiteLLM's (`num_retries=`), there are none
-underneath.
+http://localhost:8000, `api_key` to `MYLLM_API_KEY`; `ssl_verify` (False, or a CA bundle) to the environment's
+`SSL_VERIFY`, then `litellm.ssl_verify`. Retries are LiteLLM's (`num_retries=`), there are none underneath.
 
 In the proxy's configuration:
 
@@ -24,14 +24,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn, TypeVar
 
 import myllm
-from myllm import AsyncClient, ChatChunk, ChatCompletion, Client, Completion, CompletionChunk, Usage
+from myllm import (
+    AsyncClient,
+    ChatChunk,
+    ChatCompletion,
+    Client,
+    Completion,
+    CompletionChunk,
+    Stream,
+    Usage,
+)
 from myllm.endpoints import Endpoint, resolve_endpoints
 
 from ._extra import missing_extra
@@ -40,6 +49,7 @@ try:
     import httpx
     import litellm
     from litellm import exceptions
+    from litellm.llms.custom_httpx.http_handler import get_ssl_verify
     from litellm.llms.custom_llm import CustomLLM
     from litellm.types.utils import (
         GenericStreamingChunk,
@@ -71,9 +81,13 @@ class MyLLMProvider(CustomLLM):
             job = _Job.of(request)
             if not job.prompts:
                 return job.chat_response(job.client.chat(job.messages, **job.arguments))
+            client = job.client
             with ThreadPoolExecutor(min(len(job.prompts), _PROMPTS_AT_ONCE)) as pool:
-                answers = list(pool.map(lambda p: job.client.complete(p, **job.arguments), job.prompts))
-            return job.text_response(answers)
+                calls = [pool.submit(client.complete, prompt, **job.arguments) for prompt in job.prompts]
+                wait(calls, return_when=FIRST_EXCEPTION)
+                # After a failure nothing more is started; what a thread has begun, it ends.
+                pool.shutdown(cancel_futures=True)
+            return job.text_response([call.result() for call in calls])
 
     async def acompletion(self, *_: Any, **request: Any) -> Any:
         """See `completion`."""
@@ -81,34 +95,28 @@ class MyLLMProvider(CustomLLM):
             job = _Job.of(request)
             if not job.prompts:
                 return job.chat_response(await job.async_client.chat(job.messages, **job.arguments))
+            client = job.async_client
             turn = asyncio.Semaphore(_PROMPTS_AT_ONCE)
 
             async def complete(prompt: str) -> Completion:
                 async with turn:
-                    return await job.async_client.complete(prompt, **job.arguments)
+                    return await client.complete(prompt, **job.arguments)
 
-            return job.text_response(await asyncio.gather(*map(complete, job.prompts)))
+            try:
+                async with asyncio.TaskGroup() as group:  # a failure cancels the others
+                    calls = [group.create_task(complete(prompt)) for prompt in job.prompts]
+            except ExceptionGroup as failures:
+                first = failures.exceptions[0]
+                raise first from first.__cause__
+            return job.text_response([call.result() for call in calls])
 
     def streaming(self, *_: Any, **request: Any) -> Iterator[Any]:
         """Answer chunk by chunk; a refusal is raised here, before there is a stream."""
-        model = request["model"]
-        with _litellm_errors(model):
+        with _litellm_errors(request["model"]):
             job = _Job.of(request, stream=True)
-            stream: Any
             if job.prompts:
-                stream = job.client.stream_complete(job.one_prompt, **job.arguments)
-            else:
-                stream = job.client.stream_chat(job.messages, **job.arguments)
-
-        def chunks() -> Iterator[ModelResponseStream | GenericStreamingChunk]:
-            end = _StreamEnd()
-            with _litellm_errors(model), stream:
-                for chunk in stream:
-                    if (delta := _delta(chunk, job.model, end)) is not None:
-                        yield delta
-            yield end.chunk()
-
-        return chunks()
+                return _Chunks(job.client.stream_complete(job.one_prompt, **job.arguments), job.model)
+            return _Chunks(job.client.stream_chat(job.messages, **job.arguments), job.model)
 
     async def astreaming(  # type: ignore[override]  # LiteLLM's own docs return an async generator here
         self, *_: Any, **request: Any
@@ -146,6 +154,7 @@ class _Job:
     prompts: list[str]
     endpoints: tuple[Endpoint, ...]
     dialect: str
+    verify: bool | str
     arguments: dict[str, Any]
     logging: Any
 
@@ -157,7 +166,8 @@ class _Job:
         for name in ("stream", "stream_options", "max_retries"):
             options.pop(name, None)
         dialect = options.pop("dialect", "vllm")
-        is_text = bool((request.get("litellm_params") or {}).get("text_completion"))
+        settings = request.get("litellm_params") or {}
+        is_text = bool(settings.get("text_completion"))
         messages = request["messages"]
         job = cls(
             model=request["model"],
@@ -166,6 +176,7 @@ class _Job:
             prompts=[message["content"] for message in messages] if is_text else [],
             endpoints=resolve_endpoints(request.get("api_base") or None, request.get("api_key") or None),
             dialect=dialect,
+            verify=_verify(settings.get("ssl_verify")),
             arguments={
                 **options,
                 "model": request["model"],
@@ -183,11 +194,11 @@ class _Job:
 
     @property
     def client(self) -> Client:
-        return _client(self.endpoints, self.dialect, litellm.ssl_verify)
+        return _client(self.endpoints, self.dialect, self.verify)
 
     @property
     def async_client(self) -> AsyncClient:
-        return _async_client(self.endpoints, self.dialect, litellm.ssl_verify)
+        return _async_client(self.endpoints, self.dialect, self.verify)
 
     @property
     def one_prompt(self) -> str:
@@ -246,6 +257,19 @@ def _async_client(endpoints: tuple[Endpoint, ...], dialect: str, verify: bool | 
     )
 
 
+def _verify(of_call: Any) -> bool | str:
+    """Return whether to trust any certificate (False), the usual ones (True), or those of a bundle (a path).
+
+    As LiteLLM's own providers read it: the call's `ssl_verify`, `SSL_VERIFY`, `litellm.ssl_verify`.
+    """
+    verify: Any = get_ssl_verify(of_call)
+    if not isinstance(verify, bool | str):
+        raise myllm.InvalidParameterError(
+            f"`ssl_verify={verify!r}` must be True, False or the path of a CA bundle.", param="ssl_verify"
+        )
+    return True if verify == "" else verify  # an empty `SSL_VERIFY` says nothing
+
+
 def _timeout(value: Any, *, stream: bool) -> myllm.Timeout:
     """Read LiteLLM's timeout; in a stream it limits the silence, for a stream may last longer."""
     if value is None:
@@ -254,6 +278,40 @@ def _timeout(value: Any, *, stream: bool) -> myllm.Timeout:
         return myllm.Timeout(connect=value.connect, read=value.read)
     limits = myllm.Timeout.of(float(value))
     return myllm.Timeout(connect=limits.connect, read=limits.read) if stream else limits
+
+
+class _Chunks:
+    """A synchronous stream in LiteLLM's words. Closing it closes the stream even before its first chunk,
+    when a generator would not have begun; one that is dropped is closed by the SDK's stream itself."""
+
+    def __init__(
+        self, stream: Stream[ChatChunk, ChatCompletion] | Stream[CompletionChunk, Completion], model: str
+    ) -> None:
+        self._stream = stream
+        self._closed = False
+        self._chunks = self._run(stream, model)
+
+    @staticmethod
+    def _run(stream: Stream[Any, Any], model: str) -> Iterator[ModelResponseStream | GenericStreamingChunk]:
+        end = _StreamEnd()
+        with _litellm_errors(model), stream:
+            for chunk in stream:
+                if (delta := _delta(chunk, model, end)) is not None:
+                    yield delta
+        yield end.chunk()
+
+    def __iter__(self) -> _Chunks:
+        return self
+
+    def __next__(self) -> ModelResponseStream | GenericStreamingChunk:
+        if self._closed:
+            raise StopIteration
+        return next(self._chunks)
+
+    def close(self) -> None:
+        """Close the connection; the server then stops generating. Also from another thread."""
+        self._closed = True
+        self._stream.close()
 
 
 class _StreamEnd:

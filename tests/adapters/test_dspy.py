@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import json
 from typing import Any
 
 import dspy
@@ -53,6 +54,19 @@ def test_chain_of_thought(lm: HFClientVLLM) -> None:
     usage = prediction.get_lm_usage()["smollm2"]
     assert usage["prompt_tokens"] > 50
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_chain_of_thought_without_an_example(server: myllm.Server) -> None:
+    """The model does not keep to ChatAdapter's format; JSONAdapter's schema, which the engine enforces, does
+    the rest."""
+    lm = HFClientVLLM("smollm2", server.port, temperature=0, max_tokens=60)
+    with dspy.context(lm=lm):
+        prediction = dspy.ChainOfThought("question -> answer")(question=FRANCE)
+    assert prediction.reasoning
+    assert prediction.answer
+    assert ["response_format" in entry["kwargs"] for entry in lm.history] == [False, True]
+    (output,) = lm.history[-1]["outputs"]
+    assert json.loads(output) == {"reasoning": prediction.reasoning, "answer": prediction.answer}
 
 
 async def test_chain_of_thought_async(lm: HFClientVLLM) -> None:
@@ -116,10 +130,17 @@ def test_sampling_parameters_act(lm: HFClientVLLM) -> None:
 def test_generic_client_and_tgi(server: myllm.Server) -> None:
     with dspy.context(lm=Client("smollm2", server.url, temperature=0, max_tokens=60)):
         assert "Paris" in predict()(question=FRANCE).answer
-    tgi = HFClientTGI("smollm2", server.port, temperature=0, max_tokens=60, model_type="text")
+    tgi = HFClientTGI("smollm2", server.port, temperature=0, max_tokens=60)
     with dspy.context(lm=tgi):
         assert "Paris" in predict()(question=FRANCE).answer
-    assert "Paris" in tgi._generate("The capital of France is")["choices"][0]["text"]
+
+
+def test_tgi_generates_at_the_chat_or_the_text_endpoint(server: myllm.Server) -> None:
+    tgi = HFClientTGI("smollm2", server.port, temperature=0, max_tokens=12)
+    assert tgi._generate(FRANCE)["choices"][0]["text"] == "The capital of France is Paris."
+    assert "Paris" in tgi._generate("The capital of France is", typical_p=0.9)["choices"][0]["text"]
+    text = tgi.copy(model_type="text")
+    assert text._generate("The capital of France is")["choices"][0]["text"].lstrip().startswith("Paris")
 
 
 def test_generate(lm: HFClientVLLM) -> None:

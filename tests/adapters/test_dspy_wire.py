@@ -7,6 +7,7 @@ import concurrent.futures
 import copy
 import importlib
 import json
+import multiprocessing
 import pickle
 import socket
 import sys
@@ -36,10 +37,23 @@ from dspy.utils.exceptions import (
 )
 
 import myllm
+from myllm.dialects import OpenAIDialect
 from myllm_adapters.dspy import Client, Engine, HFClientTGI, HFClientVLLM
 
 # Whatever DSPy will remove next, our class must not be what uses it.
 pytestmark = pytest.mark.filterwarnings("error::DeprecationWarning")
+
+
+class OwnDialect(OpenAIDialect):
+    """A dialect as a user may write one: it adds a field."""
+
+    name = "own"
+
+    def requests(self, call: Any) -> Any:
+        (request,) = super().requests(call)
+        request.json["own"] = True
+        return [request]
+
 
 FIELDS = "[[ ## reasoning ## ]]\nBecause.\n\n[[ ## answer ## ]]\n{}\n\n[[ ## completed ## ]]"
 
@@ -282,6 +296,53 @@ class TestManyAnswers:
         callback = Asks()
         assert vllm(wire, callbacks=[callback])("outer", n=2) == ["outer", "outer"]
         assert callback.inner == ["inner"]
+
+    def test_a_typed_request_for_several_is_answered(self, wire: Wire) -> None:
+        """TGI's chat is asked n times, and there is no one body that was the server's."""
+        body = chat(FIELDS, message={"reasoning": "hm"})
+        wire.handler = lambda _: (200, body, {})
+        config = lm15.Config(extensions={"n": 2})
+        request = lm15.Request("m", (lm15.Message.user("hello"),), config=config)
+        response = HFClientTGI("m", wire.port, "http://127.0.0.1").engine.complete(request)
+        assert [part.text for part in response.message.parts] == ["hm", FIELDS]
+        assert (response.usage.input_tokens, response.usage.output_tokens) == (7, 10)
+        assert len(wire.bodies) == 2
+
+
+class TestGenerate:
+    """The old clients' call."""
+
+    def test_a_calls_other_name_goes_before_the_lms(self, wire: Wire) -> None:
+        lm = vllm(wire, max_tokens=5, temperature=0.7, min_p=0.1, extra_body={"x": 1})
+        lm._generate("hello", max_new_tokens=7, do_sample=False)
+        vllm(wire, max_new_tokens=5)._generate("hello", max_tokens=None, system_prompt="hm")
+        first, second = wire.bodies
+        assert (first["max_tokens"], first["temperature"], first["min_p"], first["x"]) == (7, 0, 0.1, 1)
+        assert "max_tokens" not in second
+        assert second["messages"][0] == {"role": "system", "content": "hm"}
+
+    def test_tgi_is_asked_at_its_chat_unless_only_generate_will_do(self, wire: Wire) -> None:
+        lm = HFClientTGI("m", wire.port, "http://127.0.0.1")
+        lm._generate("hello")
+        wire.handler = lambda body: (200, {"generated_text": "a", "details": {}}, {})
+        lm._generate("hello", typical_p=0.5)
+        lm.copy(model_type="text")._generate("hello")
+        assert wire.paths == ["/v1/chat/completions", "/generate", "/generate"]
+
+    def test_copy_changes_how(self, wire: Wire) -> None:
+        lm = vllm(wire)
+        twin = lm.copy(model_type="chat", system_prompt="hm", temperature=0.5)
+        assert twin.client is lm.client
+        twin._generate("hello")
+        lm._generate("hello")
+        assert [len(body["messages"]) for body in wire.bodies] == [2, 1]
+        wire.handler = lambda body: (200, {"choices": [{"index": 0, "text": "a"}]}, {})
+        lm.copy(model_type="text")._generate("hello")
+        assert wire.paths[-1] == "/v1/completions"
+        with pytest.raises(myllm.InvalidParameterError, match="model_type='completion'"):
+            lm.copy(model_type="completion")
+        with pytest.raises(myllm.UnknownParameterError, match="model_type"):
+            Client("m", f"http://127.0.0.1:{wire.port}").copy(model_type="text")
 
 
 class TestMessages:
@@ -562,6 +623,13 @@ class TestErrors:
         with pytest.raises(LMProviderError, match="not JSON"):
             vllm(wire, num_retries=0)("hello")
 
+    def test_arguments_of_the_other_class_are_refused(self, wire: Wire) -> None:
+        for name, value in (("http", myllm.HTTPOptions()), ("endpoints", []), ("dialect", "tgi")):
+            with pytest.raises(myllm.InvalidParameterError, match=f"`{name}` is an argument of `Client`"):
+                vllm(wire, **{name: value})
+        with pytest.raises(myllm.UnknownParameterError, match="http_request_kwargs"):
+            Client("m", f"http://127.0.0.1:{wire.port}", http_request_kwargs={})
+
     def test_what_the_dialect_cannot_do(self, wire: Wire) -> None:
         lm = HFClientTGI("m", wire.port, "http://127.0.0.1", min_p=0.5, num_retries=0)
         with pytest.raises(LMUnsupportedFeatureError, match="min_p"):
@@ -631,15 +699,100 @@ class TestObjects:
         assert program.deepcopy()(question="q").answer == "Paris"
         assert copy.deepcopy(program.get_lm()).client is program.get_lm().client
 
+    def test_copies_keep_the_key(self, wire: Wire) -> None:
+        lm = vllm(wire, api_key="k", headers={"X-Team": "a"}, model_type="text")
+        for twin in (lm.copy(temperature=0.5), copy.copy(lm), copy.deepcopy(lm)):
+            twin("hello", cache=False)
+            twin._generate("hello")
+            assert asyncio.run(twin.acall("hello", cache=False))
+        assert [(h["authorization"], h["x-team"]) for h in wire.headers] == [("Bearer k", "a")] * 9
+
+    def test_copy_takes_settings_and_parameters_only(self, wire: Wire) -> None:
+        lm = vllm(wire)
+        for name in ("client", "close", "engine", "async_engine", "history", "kwargs", "_old", "clint"):
+            with pytest.raises(myllm.UnknownParameterError, match=f"`{name}`"):
+                lm.copy(**{name: None})
+        with pytest.raises(myllm.InvalidParameterError, match="constructor"):
+            lm.copy(dialect="tgi")
+        twin = lm.copy(model="other", cache=False, callbacks=[], num_retries=0)
+        assert (twin.model, twin.cache, twin.num_retries) == ("other", False, 0)
+
     @pytest.mark.parametrize("library", [pickle, cloudpickle])
-    def test_pickle(self, wire: Wire, library: Any) -> None:
-        lm = vllm(wire, min_p=0.1, api_key="k")
-        lm("hello", cache=False)
-        twin = library.loads(library.dumps(lm))
-        assert isinstance(twin, HFClientVLLM)
+    @pytest.mark.parametrize("kind", ["vllm", "client", "engine"])
+    def test_pickle_without_secrets(
+        self, wire: Wire, monkeypatch: pytest.MonkeyPatch, library: Any, kind: str
+    ) -> None:
+        secret: dict[str, Any] = {"api_key": "S3CRET", "headers": {"X": "S3CRET"}}
+        proxy = "http://user:S3CRET@127.0.0.1:1"
+        if kind == "vllm":
+            lm: Any = vllm(wire, min_p=0.1, http_request_kwargs={"proxies": {"http": proxy}}, **secret)
+        else:
+            secret["http"] = myllm.HTTPOptions(proxy=proxy)
+            url = f"http://127.0.0.1:{wire.port}"
+            if kind == "client":
+                lm = Client("m", url, min_p=0.1, **secret)
+            else:
+                lm = dspy.LM("m", engine=Engine(myllm.Client(url, min_p=0.1, **secret)))
+        data = library.dumps(lm)
+        assert b"S3CRET" not in data
+        monkeypatch.setenv("MYLLM_API_KEY", "again")
+        twin = library.loads(data)
+        assert type(twin) is type(lm)
+        assert twin.dump_state() == lm.dump_state()
         twin("hello", cache=False)
-        assert wire.bodies[0] == wire.bodies[1]
-        assert wire.headers[1]["authorization"] == "Bearer k"
+        assert wire.bodies == [
+            {"model": "m", "messages": [{"role": "user", "content": "hello"}], "min_p": 0.1}
+        ]
+        if kind != "engine":
+            assert asyncio.run(twin.acall("hello", cache=False))
+            assert twin.client.chat("hello", model="m").text
+        if kind == "vllm":
+            assert twin._generate("hello")
+            assert twin.client is twin._old.client
+        assert {h["authorization"] for h in wire.headers} == {"Bearer again"}
+        assert not any("x" in h for h in wire.headers)
+
+    def test_a_program_saved_whole_has_no_secrets(
+        self, wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        program = dspy.ChainOfThought("question -> answer")
+        program.set_lm(vllm(wire, api_key="S3CRET", headers={"X": "S3CRET"}, min_p=0.1))
+        program.save(tmp_path / "program", save_program=True)
+        files = [path.read_bytes() for path in (tmp_path / "program").iterdir()]
+        assert len(files) == 2
+        assert not any(b"S3CRET" in data for data in files)
+        monkeypatch.setenv("MYLLM_API_KEY", "again")
+        loaded = dspy.load(str(tmp_path / "program"), allow_pickle=True)
+        assert loaded(question="q").answer == "Paris"
+        assert wire.headers[0]["authorization"] == "Bearer again"
+        assert wire.bodies[0]["min_p"] == 0.1
+
+    def test_worker_processes_take_the_key_from_the_environment(
+        self, wire: Wire, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MYLLM_API_KEY", "k")
+        wire.says("a")
+        spawn = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            assert pool.submit(vllm(wire), "hello").result() == ["a"]
+        assert wire.headers[0]["authorization"] == "Bearer k"
+
+    @pytest.mark.parametrize("library", [pickle, cloudpickle])
+    def test_a_dialect_of_ones_own(self, wire: Wire, tmp_path: Path, library: Any) -> None:
+        lm = Client("m", f"http://127.0.0.1:{wire.port}", dialect=OwnDialect(), cache=False, num_retries=0)
+        program = dspy.Predict("question -> answer")
+        program.set_lm(library.loads(library.dumps(lm)))
+        twin = program.get_lm()
+        wire.says("a")
+        assert twin("hello") == ["a"]
+        assert asyncio.run(twin.acall("hello")) == ["a"]
+        assert [body["own"] for body in wire.bodies] == [True, True]
+        with pytest.raises(myllm.InvalidParameterError, match="OwnDialect.*JSON"):
+            program.save(tmp_path / "program.json")
+        wire.handler = lambda body: (400, {"error": {"message": "no", "code": "own_code"}}, {})
+        with pytest.raises(LMInvalidRequestError, match="no") as caught:
+            twin("hello")
+        assert caught.value.provider_code == "own_code"
 
     @pytest.mark.parametrize("kind", ["vllm", "tgi", "client"])
     def test_save_and_load_without_secrets(
@@ -650,9 +803,10 @@ class TestObjects:
             "supports": {"function_calling": True}, "num_retries": 1, "cache": False, "max_tokens": 33,
         }  # fmt: skip
         if kind == "vllm":
-            lm: Any = vllm(wire, model_type="text", system_prompt="hm", min_p=0.1, **kwargs)
+            lm: Any = vllm(wire, model_type="chat", system_prompt="hm", min_p=0.1, max_retries=1, **kwargs)
         elif kind == "tgi":
-            lm = HFClientTGI("m", [wire.port, wire.port + 1], "127.0.0.1", {"verify": "/ca.pem"}, **kwargs)
+            http = {"verify": "/ca.pem", "proxies": {"http": None}}
+            lm = HFClientTGI("m", [wire.port, wire.port + 1], "127.0.0.1", http, **kwargs)
         else:
             lm = Client("m", f"http://127.0.0.1:{wire.port}", dialect="openai", **kwargs)
         program = dspy.ChainOfThought("question -> answer")
@@ -668,7 +822,7 @@ class TestObjects:
         twin = loaded.get_lm()
         assert type(twin) is type(lm)
         assert twin.dump_state() == lm.dump_state()
-        assert twin.client.timeout == lm.client.timeout
+        assert (twin.client.timeout, twin.client.max_retries) == (lm.client.timeout, lm.client.max_retries)
         assert twin.supports_function_calling
         assert loaded(question="q").answer == "Paris"
         assert wire.headers[-1]["authorization"] == "Bearer again"

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import http.server
 import json
+import ssl
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import litellm
@@ -225,6 +230,147 @@ def test_text_completion_speaks_of_prompts(wire: Any) -> None:
     assert wire.seen[0].path == "/v1/completions"
     assert wire.bodies == [{"model": "m", "prompt": "hi", "suffix": ".", "best_of": 2}]
     assert response.choices[0].text == "!"
+
+
+def watch(seen: Any, reply: Any, closed: threading.Event) -> None:
+    """Set `closed` when the client leaves."""
+    connection = reply._http.connection
+    connection.settimeout(5)
+    if connection.recv(1) == b"":
+        closed.set()
+    reply._http.close_connection = True
+
+
+async def test_a_failed_prompt_ends_the_others(wire: Any) -> None:
+    started, closed = threading.Event(), threading.Event()
+
+    def handler(seen: Any, reply: Any) -> None:
+        if seen.body["prompt"] == "slow":
+            started.set()
+            watch(seen, reply, closed)
+        else:
+            started.wait(5)
+            reply.json({"error": {"message": "no such thing"}}, 400)
+
+    wire.handler = handler
+    before = asyncio.all_tasks()
+    with pytest.raises(litellm.BadRequestError, match="no such thing") as caught:
+        await litellm.atext_completion(model="myllm/m", prompt=["slow", "bad"], api_base=wire.url)
+    assert not isinstance(caught.value.__cause__, ExceptionGroup)
+    assert not [t for t in asyncio.all_tasks() - before if "complete" in t.get_coro().__qualname__]
+    assert await asyncio.to_thread(closed.wait, 5)
+
+
+def test_after_a_failed_prompt_no_other_is_sent(wire: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter, "_PROMPTS_AT_ONCE", 2)
+
+    def handler(seen: Any, reply: Any) -> None:
+        if seen.body["prompt"] == "slow":
+            time.sleep(0.3)
+        reply.json({"error": {"message": "no such thing"}}, 400)
+
+    wire.handler = handler
+    with pytest.raises(litellm.BadRequestError, match="no such thing"):
+        litellm.text_completion(model="myllm/m", prompt=["slow", "bad", *"abcdefgh"], api_base=wire.url)
+    assert len(wire.seen) <= 3  # the two at once, and one that a free thread may have taken already
+
+
+@pytest.mark.parametrize("leave", ["close", "drop", "drop after a chunk"])
+def test_a_stream_that_is_left_closes_its_connection(wire: Any, leave: str) -> None:
+    closed = threading.Event()
+
+    def handler(seen: Any, reply: Any) -> None:
+        reply.start_stream()
+        reply.piece(event({"content": "a"}))
+        watch(seen, reply, closed)
+
+    wire.handler = handler
+    request: Any = {"model": "myllm/m", "messages": M, "api_base": wire.url, "stream": True}
+    if leave == "close":
+        stream = litellm.completion(**request)
+        chunks = stream.completion_stream
+        chunks.close()
+        assert list(chunks) == []
+    else:
+        stream = litellm.completion(**request)
+        if leave == "drop after a chunk":
+            next(stream)
+        del stream
+        gc.collect()
+    assert closed.wait(5)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The URL of a server with a certificate of its own making, and that certificate's path."""
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            """Say nothing."""
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            data = json.dumps(ANSWER).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield f"https://127.0.0.1:{server.server_port}", str(certificate)
+    server.shutdown()
+    server.server_close()
+
+
+async def test_certificates_of_call_environment_and_global(
+    tls: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, certificate = tls
+
+    async def trusted(**kwargs: Any) -> bool:
+        """Whether both kinds of client reach the server, or neither does."""
+        request: Any = {"model": "myllm/m", "messages": M, "api_base": url, **kwargs}
+        found = set()
+        for call in (asyncio.to_thread(litellm.completion, **request), litellm.acompletion(**request)):
+            try:
+                await call
+            except litellm.APIConnectionError as exc:
+                if "certificate" not in str(exc):
+                    raise
+                found.add(False)
+            else:
+                found.add(True)
+        (one,) = found
+        return one
+
+    assert not await trusted()
+    assert await trusted(ssl_verify=False)
+    assert await trusted(ssl_verify=certificate)
+    assert not await trusted()  # not the client of the call before
+    monkeypatch.setattr(litellm, "ssl_verify", False)
+    assert await trusted()
+    assert not await trusted(ssl_verify=True)
+    monkeypatch.setenv("SSL_VERIFY", "True")
+    assert not await trusted()
+    assert await trusted(ssl_verify=False)
+    monkeypatch.setenv("SSL_VERIFY", "False")
+    monkeypatch.setattr(litellm, "ssl_verify", True)
+    assert await trusted()
+    monkeypatch.setenv("SSL_VERIFY", "")
+    assert not await trusted()
+    with pytest.raises(litellm.BadRequestError, match="ssl_verify"):
+        await trusted(ssl_verify=ssl.create_default_context())
 
 
 def test_clients_are_reused(wire: Any) -> None:

@@ -20,7 +20,14 @@ from myllm.client import BaseClient
 from .errors import projected
 from .requests import ChatCall, chat_call
 from .responses import EventWriter, StreamEvent, responses
-from .state import client_arguments, dump_client, dump_supports, load_supports
+from .state import (
+    PickledClient,
+    client_arguments,
+    dialect_of,
+    dump_client,
+    dump_supports,
+    load_supports,
+)
 
 ClientT = TypeVar("ClientT", bound=BaseClient)
 
@@ -65,6 +72,7 @@ class BaseEngine(Generic[ClientT]):
         """
         self.client = client.with_options(max_retries=0)
         self.supports = supports or lm15.ModelSupport()
+        self._dialect = dialect_of(client)
 
     @property
     def supports_function_calling(self) -> bool:
@@ -104,6 +112,9 @@ class BaseEngine(Generic[ClientT]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BaseEngine[ClientT]:
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "client": PickledClient(self.client)}  # no keys in files; see `.state`
 
     def _waiting(self, request: lm15.Request) -> lm15.Response | None:
         """Return an answer that an earlier request of this LM call has brought already."""
@@ -152,7 +163,7 @@ class Engine(BaseEngine[myllm.Client]):
         if (ready := self._waiting(request)) is not None:
             return ready
         call = chat_call(request)
-        with projected(self.client.dialect):
+        with projected(self._dialect):
             answer = self.client.chat(call.messages, **self._arguments(request, call))
         return self._first(answer, request, call)
 
@@ -161,7 +172,7 @@ class Engine(BaseEngine[myllm.Client]):
         call = chat_call(request)
         writer = EventWriter(request, call)
         with (
-            projected(self.client.dialect),
+            projected(self._dialect),
             self.client.stream_chat(
                 call.messages, model=call.model, extra_body=call.extra_body, **call.params
             ) as chunks,
@@ -189,7 +200,7 @@ class AsyncEngine(BaseEngine[myllm.AsyncClient]):
         if (ready := self._waiting(request)) is not None:
             return ready
         call = chat_call(request)
-        with projected(self.client.dialect):
+        with projected(self._dialect):
             answer = await self.client.chat(call.messages, **self._arguments(request, call))
         return self._first(answer, request, call)
 
@@ -197,7 +208,7 @@ class AsyncEngine(BaseEngine[myllm.AsyncClient]):
         """See `Engine.stream`."""
         call = chat_call(request)
         writer = EventWriter(request, call)
-        with projected(self.client.dialect):
+        with projected(self._dialect):
             chunks = await self.client.stream_chat(
                 call.messages, model=call.model, extra_body=call.extra_body, **call.params
             )

@@ -13,11 +13,11 @@ from typing import Any
 from dspy import lm15
 
 import myllm
-from myllm.dialects import get_dialect
+from myllm.dialects import Dialect
 
 
 @contextmanager
-def projected(dialect: str) -> Iterator[None]:
+def projected(dialect: Dialect) -> Iterator[None]:
     """Raise what the SDK raises inside as DSPy's engine error, with the original as its cause."""
     try:
         yield
@@ -25,16 +25,19 @@ def projected(dialect: str) -> Iterator[None]:
         raise project(exc, dialect) from exc
 
 
-def project(exc: myllm.MyLLMError, dialect: str) -> lm15.LM15Error:
-    """Return DSPy's engine error for an error of the SDK; `dialect` is named as the provider."""
+def project(exc: myllm.MyLLMError, dialect: Dialect) -> lm15.LM15Error:
+    """Return DSPy's engine error for an error of the SDK.
+
+    `dialect` reads the server's words, and is named as the provider.
+    """
     context: dict[str, Any] = {
-        "provider": dialect,
+        "provider": dialect.name,
         "status": exc.status,
         "request_id": exc.request_id,
         "retry_after": exc.retry_after,
     }
     if isinstance(exc, myllm.APIStatusError):
-        words = get_dialect(dialect).server_words(exc.body)
+        words = dialect.server_words(exc.body)
         context["provider_code"] = words.code or words.type
     if isinstance(exc, myllm.AuthenticationError):
         # The hint stands in for advice that names settings of DSPy's own engines.

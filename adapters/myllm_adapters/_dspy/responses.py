@@ -30,6 +30,8 @@ def responses(answer: myllm.ChatCompletion, request: lm15.Request, call: ChatCal
     """Return one response for each choice; the first carries the usage of the whole request, so that it is
     counted once."""
     body: dict[str, Any] = answer.raw
+    if not isinstance(body, dict):  # one call took several requests (TGI's `n`)
+        body = answer.model_dump(exclude_none=True)
     found = []
     for position, choice in enumerate(body["choices"]):
         own = {**body, "choices": [choice]}
