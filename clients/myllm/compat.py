@@ -64,17 +64,12 @@ class HFClient:
                 stacklevel=3,
             )
             model_type, url = url, "http://localhost"
-        if model_type not in _MODEL_TYPES:
-            raise InvalidParameterError(
-                f"`model_type={model_type!r}` must be one of {', '.join(map(repr, _MODEL_TYPES))}.",
-                param="model_type",
-            )
         http = _http_arguments(http_request_kwargs, url)
         for name in ("timeout", "headers"):
             if name in kwargs:
                 http[name] = kwargs.pop(name)
         self.model = model
-        self.model_type = model_type
+        self.model_type = _checked_model_type(model_type)
         self.system_prompt: str | None = kwargs.pop("system_prompt", None)
         self.client = Client(
             endpoints=endpoints_from(
@@ -189,7 +184,7 @@ class HFClient:
         twin.model = kwargs.pop("model", self.model)
         if twin.model != self.model:
             twin.client = self.client.with_options(model=twin.model)
-        twin.model_type = kwargs.pop("model_type", self.model_type)
+        twin.model_type = _checked_model_type(kwargs.pop("model_type", self.model_type))
         twin.system_prompt = kwargs.pop("system_prompt", self.system_prompt)
         twin.kwargs = _checked({**self.kwargs, **canonical(kwargs)})
         _check_system_prompt(twin.system_prompt, twin.model_type)
@@ -292,6 +287,15 @@ class HFClientTGI(HFClient):
         super().__init__(
             model, port, url, defaults=self.DEFAULTS, http_request_kwargs=http_request_kwargs, **kwargs
         )
+
+
+def _checked_model_type(model_type: str) -> str:
+    if model_type not in _MODEL_TYPES:
+        raise InvalidParameterError(
+            f"`model_type={model_type!r}` must be one of {', '.join(map(repr, _MODEL_TYPES))}.",
+            param="model_type",
+        )
+    return model_type
 
 
 def _checked(params: dict[str, Any]) -> dict[str, Any]:

@@ -249,6 +249,9 @@ def test_a_bad_value_is_told_by_the_constructor():
         HFClientVLLM("m", 1, temperature=-1)
     with pytest.raises(myllm.InvalidParameterError, match="temperature"):
         HFClientVLLM("m", 1).copy(temperature=-1)
+    for make in (lambda **kw: HFClientVLLM("m", 1, **kw), HFClientVLLM("m", 1).copy):
+        with pytest.raises(myllm.InvalidParameterError, match="model_type"):
+            make(model_type="talk")
 
 
 def test_a_template_that_refuses_these_messages_is_no_missing_template(wire):

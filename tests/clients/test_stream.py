@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import uvloop
 
 import myllm
 from myllm import AsyncClient, Client
@@ -255,8 +256,14 @@ def test_closing_from_another_thread_ends_the_reader(wire):
     assert texts == ["x"]
 
 
-async def test_closing_from_another_task_ends_the_reader(wire):
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_closing_from_another_task_ends_the_reader(wire, loop):
     wire.handler = endless
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(_close_while_reading(wire))
+
+
+async def _close_while_reading(wire):
     async with AsyncClient(wire.url, model="m") as client:
         stream = await client.stream_chat("x")
 

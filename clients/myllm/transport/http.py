@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -223,8 +224,9 @@ def _shut_down(response: httpx.Response) -> None:
     stream = response.extensions.get("network_stream")
     connection = None if stream is None else stream.get_extra_info("socket")
     if connection is not None:
-        with contextlib.suppress(OSError):  # it is down already
-            connection.shutdown(socket.SHUT_RDWR)
+        # Through a descriptor of our own, for event loops (uvloop) guard theirs; an OSError: it is down already.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
+            twin.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
