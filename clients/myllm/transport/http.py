@@ -224,7 +224,7 @@ def _shut_down(response: httpx.Response) -> None:
     stream = response.extensions.get("network_stream")
     connection = None if stream is None else stream.get_extra_info("socket")
     if connection is not None:
-        # Through a descriptor of our own, for uvloop guards its sockets; an OSError means: it is down already.
+        # Through a descriptor of our own, for uvloop guards its sockets. An OSError: it is down already.
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
             twin.shutdown(socket.SHUT_RDWR)
 
