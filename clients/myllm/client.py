@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from . import params as parameters
 from .dialects import Dialect, get_dialect
@@ -34,6 +34,15 @@ class _Unset:
 
 
 UNSET = _Unset()
+
+
+class _Options(NamedTuple):
+    """What a call may set beside its parameters."""
+
+    model: str | None
+    timeout: TimeoutLike | _Unset
+    extra_body: Mapping[str, Any] | None
+    extra_headers: Mapping[str, str] | None
 
 
 class BaseClient:
@@ -141,27 +150,18 @@ class BaseClient:
         return f"{type(self).__name__}({urls!r}, model={self.model!r}, dialect={self.dialect!r})"
 
     def _call(
-        self,
-        kind: Kind,
-        subject: Any,
-        given: dict[str, Any],
-        *,
-        stream: bool,
-        model: str | None,
-        timeout: TimeoutLike | _Unset,
-        extra_body: Mapping[str, Any] | None,
-        extra_headers: Mapping[str, str] | None,
+        self, kind: Kind, subject: Any, given: dict[str, Any], options: _Options, *, stream: bool
     ) -> Call:
         return Call(
             kind=kind,
-            model=model or self.model,
+            model=options.model or self.model,
             params=parameters.build(given, self.defaults),
             prompt=_checked_prompt(subject) if kind == "completion" else None,
             messages=_checked_messages(subject) if kind == "chat" else None,
             stream=stream,
-            extra_body=dict(extra_body or {}),
-            extra_headers=checked(extra_headers, "extra_headers"),
-            timeout=self.timeout if isinstance(timeout, _Unset) else Timeout.of(timeout),
+            extra_body=dict(options.extra_body or {}),
+            extra_headers=checked(options.extra_headers, "extra_headers"),
+            timeout=self.timeout if isinstance(options.timeout, _Unset) else Timeout.of(options.timeout),
         )
 
     # A client owns sockets: a "copy" that frameworks make of whatever holds one (deepcopy of a DSPy
@@ -218,10 +218,8 @@ class Client(BaseClient):
         **params: Any,
     ) -> ChatCompletion:
         """Answer a conversation: a list of messages, or a text as the user's one message."""
-        call = self._call(
-            "chat", messages, params, stream=False, model=model, timeout=timeout,
-            extra_body=extra_body, extra_headers=extra_headers,
-        )  # fmt: skip
+        options = _Options(model, timeout, extra_body, extra_headers)
+        call = self._call("chat", messages, params, options, stream=False)
         answer = self._run(answer_flow(self._route, call))
         assert isinstance(answer, ChatCompletion)
         return answer
@@ -237,10 +235,8 @@ class Client(BaseClient):
         **params: Any,
     ) -> Completion:
         """Continue a prompt: text, or token ids where the server takes them."""
-        call = self._call(
-            "completion", prompt, params, stream=False, model=model, timeout=timeout,
-            extra_body=extra_body, extra_headers=extra_headers,
-        )  # fmt: skip
+        options = _Options(model, timeout, extra_body, extra_headers)
+        call = self._call("completion", prompt, params, options, stream=False)
         answer = self._run(answer_flow(self._route, call))
         assert isinstance(answer, Completion)
         return answer
@@ -256,10 +252,8 @@ class Client(BaseClient):
         **params: Any,
     ) -> Stream[ChatChunk, ChatCompletion]:
         """Answer a conversation chunk by chunk; returns once the server has accepted the request."""
-        call = self._call(
-            "chat", messages, params, stream=True, model=model, timeout=timeout,
-            extra_body=extra_body, extra_headers=extra_headers,
-        )  # fmt: skip
+        options = _Options(model, timeout, extra_body, extra_headers)
+        call = self._call("chat", messages, params, options, stream=True)
         return self._open(call)
 
     def stream_complete(
@@ -273,10 +267,8 @@ class Client(BaseClient):
         **params: Any,
     ) -> Stream[CompletionChunk, Completion]:
         """Continue a prompt chunk by chunk; returns once the server has accepted the request."""
-        call = self._call(
-            "completion", prompt, params, stream=True, model=model, timeout=timeout,
-            extra_body=extra_body, extra_headers=extra_headers,
-        )  # fmt: skip
+        options = _Options(model, timeout, extra_body, extra_headers)
+        call = self._call("completion", prompt, params, options, stream=True)
         return self._open(call)
 
     def models(self, *, timeout: TimeoutLike | _Unset = UNSET) -> list[ModelInfo]:
@@ -342,10 +334,8 @@ class AsyncClient(BaseClient):
         **params: Any,
     ) -> ChatCompletion:
         """See `Client.chat`."""
-        call = self._call(
-            "chat", messages, params, stream=False, model=model, timeout=timeout,
-            extra_body=extra_body, extra_headers=extra_headers,
-        )  # fmt: skip
+        options = _Options(model, timeout, extra_body, extra_headers)
+        call = self._call("chat", messages, params, options, stream=False)
         answer = await self._run(answer_flow(self._route, call))
         assert isinstance(answer, ChatCompletion)
         return answer
@@ -361,10 +351,8 @@ class AsyncClient(BaseClient):
         **params: Any,
     ) -> Completion:
         """See `Client.complete`."""
-        call = self._call(
-            "completion", prompt, params, stream=False, model=model, timeout=timeout,
-            extra_body=extra_body, extra_headers=extra_headers,
-        )  # fmt: skip
+        options = _Options(model, timeout, extra_body, extra_headers)
+        call = self._call("completion", prompt, params, options, stream=False)
         answer = await self._run(answer_flow(self._route, call))
         assert isinstance(answer, Completion)
         return answer
@@ -380,10 +368,8 @@ class AsyncClient(BaseClient):
         **params: Any,
     ) -> AsyncStream[ChatChunk, ChatCompletion]:
         """See `Client.stream_chat`."""
-        call = self._call(
-            "chat", messages, params, stream=True, model=model, timeout=timeout,
-            extra_body=extra_body, extra_headers=extra_headers,
-        )  # fmt: skip
+        options = _Options(model, timeout, extra_body, extra_headers)
+        call = self._call("chat", messages, params, options, stream=True)
         return await self._open(call)
 
     async def stream_complete(
@@ -397,10 +383,8 @@ class AsyncClient(BaseClient):
         **params: Any,
     ) -> AsyncStream[CompletionChunk, Completion]:
         """See `Client.stream_complete`."""
-        call = self._call(
-            "completion", prompt, params, stream=True, model=model, timeout=timeout,
-            extra_body=extra_body, extra_headers=extra_headers,
-        )  # fmt: skip
+        options = _Options(model, timeout, extra_body, extra_headers)
+        call = self._call("completion", prompt, params, options, stream=True)
         return await self._open(call)
 
     async def models(self, *, timeout: TimeoutLike | _Unset = UNSET) -> list[ModelInfo]:
