@@ -14,7 +14,8 @@ def main() -> None:
         from ._app import build
     except ImportError as exc:
         sys.stderr.write(
-            f"myllm: the command line needs an extra ({exc}).\n  pip install 'myllm-suite[cli]'\n"
+            f"myllm: the command line needs an extra ({exc}).\n"
+            "  pip install 'myllm-suite[cli]'      # or [engine], which has it too and can serve models\n"
         )
         raise SystemExit(1) from None
     build()()
