@@ -1,10 +1,8 @@
 """Build the tokenizer that a GGUF file describes, for byte-level BPE vocabularies.
 
 transformers builds these too, but it knows the split of few `tokenizer.ggml.pre` names and gives all others
-GPT-2's in
-silence: SmolLM2's numbers, for one, get wrong ids. The splits here are those of the models' own
-    `tokenizer.json` files
-and of llama.cpp's `llama-vocab.cpp`.
+GPT-2's in silence: SmolLM2's numbers, for one, get wrong ids. The splits here are those that llama.cpp's
+`src/llama-vocab.cpp` has for the name; SmolLM2's ids are compared with llama.cpp's in the tests.
 """
 
 from __future__ import annotations
@@ -24,8 +22,7 @@ _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Names by what comes before the byte level. A name is here only when the model's own tokenizer.json says the
-# same.
+# Names by what comes before the byte level.
 _DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
 _GPT2 = {"gpt-2", "phi-2", "mpt", "olmo"}
 _SPLITS = {
