@@ -13,7 +13,7 @@ from . import _wait_policy_came_late
 from .batch import build_batch
 from .config import EngineConfig
 from .detokenizer import Detokenizer
-from .errors import ContextLengthError, InvalidRequestError, QueueFullError
+from .errors import ContextLengthError, EngineError, InvalidRequestError, QueueFullError
 from .loop import EngineLoop, OutputStream
 from .models.load import choose_device, choose_dtype, load_model
 from .models.source import resolve_model
@@ -189,7 +189,10 @@ class Engine:
         return self._scheduler.has_unfinished()
 
     def step(self) -> list[RequestOutput]:
-        """Run the model once over what the scheduler chooses; return what is new, one output per request."""
+        """Run the model once over what the scheduler chooses; return what is new, one output per request.
+
+        A request that cannot go on ends with an output whose `error` is set; the others do not notice.
+        """
         scheduled = self._scheduler.schedule()
         if not scheduled:
             return []
@@ -215,13 +218,22 @@ class Engine:
             generation_tokens_total=self._generation_tokens,
         )
 
-    def _collect(self, sequences: list[Sequence], tokens: list[SampledToken]) -> list[RequestOutput]:
+    def _collect(
+        self, sequences: list[Sequence], tokens: list[SampledToken | EngineError]
+    ) -> list[RequestOutput]:
         outputs: dict[str, RequestOutput] = {}
         for sequence, token in zip(sequences, tokens, strict=True):
-            new = sequence.append(token.token_id, self.tokenizer.eos_token_ids)
-            if token.logprob is not None:
-                new.logprobs = [token.logprob]
             request = sequence.request
+            if request.request_id not in self._requests:  # another of its sequences has just failed
+                continue
+            try:
+                new = self._append(sequence, token)
+            except EngineError as error:  # this request's alone, and no reason to end the others
+                self.abort(request.request_id)
+                outputs[request.request_id] = RequestOutput(
+                    request.request_id, request.prompt_token_ids, [], finished=True, error=error
+                )
+                continue
             output = outputs.get(request.request_id)
             if output is None:
                 output = RequestOutput(request.request_id, request.prompt_token_ids, [])
@@ -232,10 +244,20 @@ class Engine:
         self._generation_tokens += len(tokens)
         for request_id, output in outputs.items():
             output.outputs.sort(key=lambda item: item.index)
-            if all(sequence.finish_reason is not None for sequence in self._requests[request_id]):
+            if output.error is None and all(
+                sequence.finish_reason is not None for sequence in self._requests[request_id]
+            ):
                 output.finished = True
                 del self._requests[request_id]
         return list(outputs.values())
+
+    def _append(self, sequence: Sequence, token: SampledToken | EngineError) -> CompletionOutput:
+        if isinstance(token, EngineError):
+            raise token
+        new = sequence.append(token.token_id, self.tokenizer.eos_token_ids)
+        if token.logprob is not None:
+            new.logprobs = [token.logprob]
+        return new
 
 
 class AsyncEngine:
@@ -290,6 +312,8 @@ class AsyncEngine:
         Raises:
             InvalidRequestError, ContextLengthError: see `validate`; nothing was queued.
             QueueFullError: `max_queue` sequences wait already.
+            ConstraintError: the constraint became too complex to follow in the middle of the text.
+            GenerationError: the model's logits for this request are not numbers that can be sampled from.
             EngineDeadError: the engine is closed or died, before or while the request ran.
         """
         self.validate(request)

@@ -23,6 +23,14 @@ class InvalidRequestError(EngineError, ValueError):
         self.param = param
 
 
+class ConstraintError(InvalidRequestError):
+    """A constraint cannot be followed any further in the middle of the text; what is there is incomplete."""
+
+
+class GenerationError(EngineError):
+    """The model's output for one request cannot be sampled from; other requests go on."""
+
+
 class ContextLengthError(InvalidRequestError):
     """Prompt and completion together do not fit.
 

@@ -45,6 +45,7 @@ class LLM:
 
         Raises:
             InvalidRequestError, ContextLengthError: for any of the prompts; then nothing is generated.
+            ConstraintError, GenerationError: one of the prompts could not be brought to its end.
         """
         if isinstance(prompts, str):
             prompts = [prompts]
@@ -87,6 +88,8 @@ class LLM:
         try:
             while self.engine.has_unfinished():
                 for output in self.engine.step():
+                    if output.error is not None:
+                        raise output.error
                     if output.request_id in results:
                         results[output.request_id].extend(output)
                     else:

@@ -197,7 +197,7 @@ class EngineLoop:
                     continue
                 if output.finished:
                     del self._streams[output.request_id]
-                items.append((stream, output))
+                items.append((stream, output if output.error is None else output.error))
         self._send(items)
 
     def _send(self, items: list[_Item]) -> None:

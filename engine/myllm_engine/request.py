@@ -6,18 +6,22 @@ Imports no torch, so that a server can start without it.
 from __future__ import annotations
 
 import json
-import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from .errors import InvalidRequestError
+from .errors import EngineError, InvalidRequestError
 
 FinishReason = Literal["stop", "length", "abort"]
 
 _MAX_SEED = 2**63 - 1
+# Below this a temperature is taken as 0 (as in vLLM): the quotients would leave float32's range.
+_MIN_TEMPERATURE = 1e-5
+# Logits are float32: within these bounds whatever is computed from them stays finite.
+_LARGEST = 1e30
+_LARGEST_PENALTY = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +86,16 @@ class SamplingParams:
 
     Attributes:
         max_tokens: longest completion; None: up to the end of the context.
-        temperature: 0 is greedy decoding.
+        temperature: 0, or anything below 1e-5, is greedy decoding.
         top_k: sample among the k most likely tokens; 0 or -1: off.
         top_p: sample among the smallest set of tokens whose probabilities sum to at least `top_p`, in (0, 1].
         min_p: drop tokens less likely than `min_p` times the most likely one, in [0, 1].
         typical_p: locally typical sampling (arXiv:2202.00666), in (0, 1]; 1: off.
         repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt or
-            completion (arXiv:1909.05858), > 0; 1: off.
+            completion (arXiv:1909.05858), in [1e-6, 1e6]; 1: off.
         frequency_penalty: subtracted once per occurrence in the completion, in [-2, 2].
         presence_penalty: subtracted once for a token that occurs in the completion, in [-2, 2].
-        logit_bias: added to the logits, by token id.
+        logit_bias: added to the logits, by token id, each in [-1e30, 1e30].
         seed: makes the request reproducible, whatever else runs; sequence i of `n` uses `seed + i`.
         n: completions to make.
         stop: strings that end the completion; a single string is taken as one.
@@ -99,13 +103,14 @@ class SamplingParams:
         include_stop_str_in_output: keep the stop string (or the text of the stop token) at the end of the
             text.
         ignore_eos: go on after EOS tokens.
-        min_tokens: EOS and `stop_token_ids` cannot be chosen, and stop strings do not count, before so many
-            tokens.
+        min_tokens: before so many tokens EOS and `stop_token_ids` are chosen only where `structured` (or a
+            `stop_token_ids` that holds them all) leaves nothing else, and neither `stop_token_ids` nor stop
+            strings end the completion.
         skip_special_tokens: leave special tokens out of the text.
         logprobs: None: none; k: log-probability of the chosen token and of the k most likely ones, of the
             model's unmodified distribution (as vLLM's default).
         structured: what the text must look like; None: anything. The completion ends when the text is
-            complete; one that `max_tokens` or a stop string cuts off may be incomplete.
+            complete; one that `max_tokens`, a stop string or a stop token cuts off may be incomplete.
 
     Raises:
         InvalidRequestError: from the constructor, with `param` set.
@@ -135,12 +140,14 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
             _check_int("max_tokens", self.max_tokens, low=1)
-        _check_float("temperature", self.temperature, low=0.0)
+        _check_float("temperature", self.temperature, low=0.0, high=_LARGEST)
         _check_int("top_k", self.top_k, low=-1)
         _check_float("top_p", self.top_p, low=0.0, high=1.0, open_low=True)
         _check_float("min_p", self.min_p, low=0.0, high=1.0)
         _check_float("typical_p", self.typical_p, low=0.0, high=1.0, open_low=True)
-        _check_float("repetition_penalty", self.repetition_penalty, low=0.0, open_low=True)
+        _check_float(
+            "repetition_penalty", self.repetition_penalty, low=1 / _LARGEST_PENALTY, high=_LARGEST_PENALTY
+        )
         _check_float("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
         _check_float("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
         if self.seed is not None:
@@ -168,7 +175,7 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """Tell whether the most likely token is always taken."""
-        return self.temperature == 0.0
+        return self.temperature < _MIN_TEMPERATURE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,12 +255,15 @@ class RequestOutput:
         prompt_token_ids: of the request.
         outputs: by ascending `index`.
         finished: True on the last output of the request.
+        error: why the request could not be brought to its end; None unless it failed. `AsyncEngine.submit`
+            and `LLM` raise it.
     """
 
     request_id: str
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     finished: bool = False
+    error: EngineError | None = None
 
     def extend(self, new: RequestOutput) -> None:
         """Append a later output of the same request to this one."""
@@ -265,6 +275,7 @@ class RequestOutput:
                 self.outputs.append(output)
         self.outputs.sort(key=lambda output: output.index)
         self.finished = self.finished or new.finished
+        self.error = self.error or new.error
 
 
 def _nonempty(text: object, param: str) -> str:
@@ -284,14 +295,12 @@ def _check_int(name: str, value: object, *, low: int, high: int | None = None) -
         raise InvalidRequestError(f"`{name}` must be an integer {limits}; got {value!r}", param=name)
 
 
-def _check_float(
-    name: str, value: object, *, low: float, high: float = math.inf, open_low: bool = False
-) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < low or value > high or (open_low and value == low):  # type: ignore[operator]
+def _check_float(name: str, value: object, *, low: float, high: float, open_low: bool = False) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # Written so that NaN is refused as well.
+    if not number or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
         limits = f"above {low:g}" if open_low else f"at least {low:g}"
-        if high != math.inf:
-            limits += f" and at most {high:g}"
+        limits += f" and at most {high:g}"
         raise InvalidRequestError(f"`{name}` must be a number {limits}; got {value!r}", param=name)
 
 
@@ -328,5 +337,5 @@ def _logit_bias(value: object) -> Mapping[int, float]:
             raise InvalidRequestError(
                 f"`logit_bias` keys must be token ids of 0 or more; got {token_id!r}", param="logit_bias"
             )
-        _check_float("logit_bias", bias, low=-math.inf)
+        _check_float("logit_bias", bias, low=-_LARGEST, high=_LARGEST)
     return MappingProxyType(dict(value))

@@ -1,9 +1,14 @@
 """Choose the next token of each sequence from its row of logits.
 
-Every draw takes one uniform number that depends on nothing but the sequence's seed and the token's position,
-and looks it up in the cumulative distribution over the vocabulary. A seeded request therefore gives the same
-tokens alone, in any batch and after a preemption. Filters reduce to one cut-off value per row (tokens that
-tie with it stay), so that the order of candidates, which a partial sort leaves open, does not matter.
+Every draw takes one random number per token of the vocabulary, which depends on nothing but the sequence's
+seed, the token's position and the token's id. Given equal logits, a seeded request therefore gives the same
+tokens alone, in any batch and after a preemption. Logits themselves differ in their last bits from batch to
+batch (the order of sums changes with its size, most so in bfloat16). As each token has a number of its own,
+that changes a draw only where the winner and another token, or a token and a filter's edge, are that close,
+much as in greedy decoding.
+
+Filters reduce to one cut-off value per row (tokens that tie with it stay), so that the order of candidates,
+which a partial sort leaves open, does not matter.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .errors import ConstraintError, EngineError, GenerationError
 from .request import SamplingParams, TokenLogprob
 from .sequence import Sequence
 
@@ -31,40 +37,55 @@ class SampledToken:
 
 def sample(
     logits: torch.Tensor, sequences: SequenceOf[Sequence], *, eos_token_ids: frozenset[int]
-) -> list[SampledToken]:
-    """Draw one token per row of `logits` `[R, vocab_size]`, under the parameters of the row's sequence."""
+) -> list[SampledToken | EngineError]:
+    """Draw one token per row of `logits` `[R, vocab_size]`, under the parameters of the row's sequence.
+
+    A row from which nothing can be drawn gives the error that ends its request: ConstraintError when its
+    constraint fails, GenerationError when its largest logit is infinite or NaN.
+    """
     all_params = [sequence.params for sequence in sequences]
+    errors: dict[int, EngineError] = {}
     work = logits
     if any(_is_processed(sequence) for sequence in sequences):
         work = logits.to(torch.float32, copy=True)
-        for row, sequence in zip(work, sequences, strict=True):
+        for row, sequence in enumerate(sequences):
             if _is_processed(sequence):
-                process_logits(row, sequence, eos_token_ids=eos_token_ids)
-    token_ids = work.argmax(dim=-1)
-    drawn = [row for row, params in enumerate(all_params) if not params.greedy]
+                try:
+                    process_logits(work[row], sequence, eos_token_ids=eos_token_ids)
+                except ConstraintError as error:
+                    errors[row] = error
+    # NaN is the maximum of a row that holds one.
+    largest, token_ids = work.max(dim=-1)
+    for row, finite in enumerate(largest.isfinite().tolist()):
+        if not finite and row not in errors:
+            errors[row] = GenerationError(
+                "The model's logits hold no finite maximum, so no token can be drawn: with float16 weights "
+                "try `dtype` bfloat16 or float32"
+            )
+    drawn = [row for row, params in enumerate(all_params) if not params.greedy and row not in errors]
     if drawn:
         index = torch.tensor(drawn, device=logits.device)
-        scaled = filter_logits(work[index].float(), [all_params[row] for row in drawn])
-        uniforms = uniform_numbers(
+        filtered = filter_logits(work[index].float(), [all_params[row] for row in drawn])
+        keys = noise_keys(
             [sequences[row].seed for row in drawn], [len(sequences[row].token_ids) for row in drawn]
         )
-        token_ids[index] = draw(scaled, torch.from_numpy(uniforms).to(logits.device))
+        token_ids[index] = draw(filtered, keys)
     logprobs = _logprobs(logits, token_ids, all_params)
     return [
-        SampledToken(token_id, logprob)
-        for token_id, logprob in zip(token_ids.tolist(), logprobs, strict=True)
+        errors.get(row) or SampledToken(token_id, logprob)
+        for row, (token_id, logprob) in enumerate(zip(token_ids.tolist(), logprobs, strict=True))
     ]
 
 
-def uniform_numbers(seeds: SequenceOf[int], positions: SequenceOf[int]) -> np.ndarray:
-    """Return float64 numbers in [0, 1), one per (seed, position).
+def noise_keys(seeds: SequenceOf[int], positions: SequenceOf[int]) -> torch.Tensor:
+    """Return `[R, 2]` int32 on the CPU: 64 random bits per (seed, position).
 
     The generator is SplitMix64 (Steele, Lea, Flood 2014), a counter run through a mixing function: position
     is the counter, the mixed seed its start.
     """
     start = _mix(np.array([seed & _MASK for seed in seeds], dtype=np.uint64) + _GOLDEN)
     state = _mix(start + _GOLDEN * (np.array(positions, dtype=np.uint64) + np.uint64(1)))
-    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return torch.from_numpy(state.view(np.int32).reshape(-1, 2))
 
 
 _MASK = 2**64 - 1
@@ -96,7 +117,11 @@ def _is_processed(sequence: Sequence) -> bool:
 
 
 def process_logits(row: torch.Tensor, sequence: Sequence, *, eos_token_ids: frozenset[int]) -> None:
-    """Apply penalties, bias, `min_tokens` and the grammar to one float32 row of logits, in place."""
+    """Apply penalties, bias, the grammar and `min_tokens` to one float32 row of logits, in place.
+
+    Raises:
+        ConstraintError: the grammar cannot be followed any further.
+    """
     params = sequence.params
     if params.repetition_penalty != 1.0:
         seen = torch.tensor(sequence.token_ids, device=row.device).unique()
@@ -109,11 +134,14 @@ def process_logits(row: torch.Tensor, sequence: Sequence, *, eos_token_ids: froz
         row[seen] -= params.frequency_penalty * counts + params.presence_penalty
     if params.logit_bias:
         row[list(params.logit_bias)] += torch.tensor(list(params.logit_bias.values()), device=row.device)
-    if sequence.num_output_tokens < params.min_tokens:
-        banned = set(params.stop_token_ids) | (set() if params.ignore_eos else eos_token_ids)
-        row[sorted(banned)] = float("-inf")
     if sequence.matcher is not None:
         sequence.matcher.mask(row)
+    if sequence.num_output_tokens < params.min_tokens:
+        banned = sorted(set(params.stop_token_ids) | (set() if params.ignore_eos else eos_token_ids))
+        before = row[banned]
+        row[banned] = float("-inf")
+        if row.max() == float("-inf"):  # the grammar allows nothing else
+            row[banned] = before
 
 
 def filter_logits(logits: torch.Tensor, params: SequenceOf[SamplingParams]) -> torch.Tensor:
@@ -182,14 +210,40 @@ def _typical(logits: torch.Tensor, mass: float) -> torch.Tensor:
     return logits.masked_fill(distance > distance[order[last]], float("-inf"))
 
 
-def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Return `[R]` token ids: per row the first whose cumulative probability exceeds its uniform number."""
-    cumulative = torch.softmax(logits, dim=-1).cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    # Below the total even after rounding, so that the token found always has a probability above zero.
-    below = total.nextafter(torch.zeros_like(total))
-    target = torch.minimum(uniforms.to(total.dtype).unsqueeze(1) * total, below)
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
+def draw(logits: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Return `[R]` token ids, drawn from the softmax of each row of `logits` `[R, vocab_size]`.
+
+    Each token starts in a race with its probability as its rate, and the first to arrive wins; so the
+    winner has that very distribution (it is the Gumbel-max method in other words).
+
+    Args:
+        logits: float32; every row has a finite maximum.
+        keys: from `noise_keys`.
+    """
+    noise = exponential_noise(keys.to(logits.device), logits.shape[1])
+    return torch.softmax(logits, dim=-1).div_(noise).argmax(dim=-1)
+
+
+def exponential_noise(keys: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Return `[R, vocab_size]` float32, exponentially distributed, one per key and token id; none is 0."""
+    tokens = torch.arange(vocab_size, dtype=torch.int32, device=keys.device)
+    bits = _mix32(tokens * -1640531527) ^ keys[:, :1]
+    # 31 bits, scaled so that the smallest numbers, which decide who wins, are the most exact ones.
+    uniforms = _mix32(bits, keys[:, 1:]).bitwise_and_(0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-31)
+    # 1 would give infinity, and a row with one candidate only must still choose it.
+    return uniforms.clamp_(max=1.0 - 2.0**-24).neg_().log1p_().neg_()
+
+
+def _mix32(state: torch.Tensor, key: torch.Tensor | int = 0) -> torch.Tensor:
+    """Mix int32 numbers in place: Wellons' `lowbias32`, with a key added half-way."""
+    # `>>` keeps the sign of an int32: the masks make it a logical shift.
+    state ^= (state >> 16) & 0xFFFF
+    state *= 0x7FEB352D
+    state += key
+    state ^= (state >> 15) & 0x1FFFF
+    state *= 0x846CA68B - 2**32
+    state ^= (state >> 16) & 0xFFFF
+    return state
 
 
 def _logprobs(

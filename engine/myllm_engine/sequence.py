@@ -15,13 +15,11 @@ if TYPE_CHECKING:
 class Matcher(Protocol):
     """What a sequence needs of its grammar; see `structured.Matcher`."""
 
-    error: str | None
-
     def mask(self, row: torch.Tensor) -> None:
-        """Set the logits of tokens that may not come next to -inf."""
+        """Set the logits of tokens that may not come next to -inf; may raise ConstraintError."""
 
     def append(self, token_id: int) -> bool:
-        """Follow a token; return whether the text is complete and can't go on."""
+        """Follow a token; return whether the text is complete and can't go on; may raise ConstraintError."""
 
 
 @dataclass(slots=True, eq=False)
@@ -78,21 +76,26 @@ class Sequence:
         return len(self.token_ids) - self.num_computed
 
     def append(self, token_id: int, eos_token_ids: frozenset[int]) -> CompletionOutput:
-        """Add a generated token, decide whether the sequence ends with it, and return what is new."""
+        """Add a generated token, decide whether the sequence ends with it, and return what is new.
+
+        Raises:
+            ConstraintError: the constraint cannot follow the token, which is not added.
+        """
         params = self.params
+        complete = self.matcher is not None and self.matcher.append(token_id)
         self.token_ids.append(token_id)
         output = CompletionOutput(index=self.index, token_ids=[token_id])
-        complete = self.matcher is not None and self.matcher.append(token_id)
         is_eos = token_id in eos_token_ids and not params.ignore_eos
-        if is_eos or token_id in params.stop_token_ids:
+        # Stop tokens and strings count only once `min_tokens` are there. EOS always does: before that it is
+        # drawn only where a constraint leaves nothing else.
+        check_stop = self.num_output_tokens > params.min_tokens
+        if is_eos or (check_stop and token_id in params.stop_token_ids):
             self.finish_reason = "stop"
             self.stop_reason = None if is_eos else token_id
             # The text of the token that ended it is not part of the answer, unless asked for.
             if params.include_stop_str_in_output:
                 output.text = self.detokenizer.append(token_id, check_stop=False)
         else:
-            # Stop strings count only once `min_tokens` are there.
-            check_stop = self.num_output_tokens > params.min_tokens
             output.text = self.detokenizer.append(token_id, check_stop=check_stop)
             if self.detokenizer.stop_string is not None:
                 self.finish_reason, self.stop_reason = "stop", self.detokenizer.stop_string
@@ -100,8 +103,6 @@ class Sequence:
                 self.finish_reason = "stop"
             elif len(self.token_ids) >= self.max_total_tokens:
                 self.finish_reason = "length"
-        if self.matcher is not None and self.matcher.error is not None:
-            self.finish_reason, self.stop_reason = "abort", None
         if self.finish_reason is not None:
             output.text += self.detokenizer.finish()
         output.finish_reason, output.stop_reason = self.finish_reason, self.stop_reason

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .errors import InvalidRequestError
+from .errors import ConstraintError, InvalidRequestError
 from .request import Structured
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class GrammarCompiler:
 
     def matcher(self, constraint: Structured) -> Matcher:
         """Return a matcher at the beginning of the text; raises as `check` does."""
-        return Matcher(self._compile(constraint).deep_copy(), self._vocab_size)
+        return Matcher(self._compile(constraint).deep_copy(), constraint, self._vocab_size)
 
     def _compile_now(self, constraint: Structured) -> LLMatcher:
         tokenizer = self._ll_tokenizer()
@@ -100,41 +100,59 @@ class Matcher:
 
     Args:
         matcher: llguidance's, at the beginning of the text.
+        constraint: what it was compiled from, for messages.
         vocab_size: width of the logits.
     """
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+    def __init__(self, matcher: LLMatcher, constraint: Structured, vocab_size: int) -> None:
         self._matcher = matcher
+        self._constraint = constraint
         self._vocab_size = vocab_size
         self._bits = np.zeros((1, (vocab_size + 31) // 32), dtype=np.int32)
-        self.error: str | None = None
 
     def mask(self, row: torch.Tensor) -> None:
         """Set the logits `[vocab_size]` of tokens that would make the text invalid to -inf, in place.
 
-        When the grammar runs into one of llguidance's limits (its size, its work for one token), `error` says
-        so and nothing is masked: the sequence ends with its next token.
+        Raises:
+            ConstraintError: the grammar ran into one of llguidance's limits (its size, its work for one
+                token); nothing is masked.
         """
         from llguidance.numpy import fill_next_token_bitmask
 
         fill_next_token_bitmask(self._matcher, self._bits)
         if self._matcher.is_error():
-            self.error = self._matcher.get_error()
-            logger.warning("A request's grammar could not be followed any further: %s", self.error)
-            return
+            raise self._failed()
         # llguidance's own torch kernel is compiled at its first call, which takes many seconds on a CPU.
         allowed = np.unpackbits(self._bits.view(np.uint8)[0], bitorder="little")[: self._vocab_size]
         row.masked_fill_(torch.from_numpy(allowed == 0).to(row.device), float("-inf"))
 
     def append(self, token_id: int) -> bool:
-        """Follow a token that `mask` allowed; return whether the text is now complete and can't go on."""
-        self._matcher.consume_token(token_id)
+        """Follow a token that `mask` allowed; return whether the text is now complete and can't go on.
+
+        Raises:
+            ConstraintError: the grammar cannot follow it.
+        """
+        if not self._matcher.consume_token(token_id):
+            raise self._failed()
         return self._matcher.is_stopped()
+
+    def _failed(self) -> ConstraintError:
+        # Not `get_error()`: it quotes the prompt's and the answer's text, which belongs in no log.
+        reason = self._matcher.stop_reason()
+        logger.warning("A request's constraint could not be followed any further: %s", reason)
+        return ConstraintError(
+            f"The {_name(self._constraint)} is too complex to be followed to its end ({reason}): simplify it",
+            param=self._constraint.param,
+        )
+
+
+def _name(constraint: Structured) -> str:
+    return constraint.kind.replace("_", " ")
 
 
 def _refused(constraint: Structured, words: str) -> InvalidRequestError:
     lines = [line for line in words.strip().splitlines() if line.strip()]
     return InvalidRequestError(
-        f"The {constraint.kind.replace('_', ' ')} cannot be enforced: {lines[0] if lines else words}",
+        f"The {_name(constraint)} cannot be enforced: {lines[0] if lines else words}",
         param=constraint.param,
     )

@@ -9,7 +9,7 @@ import torch
 
 from myllm_engine.config import EngineConfig
 from myllm_engine.engine import Engine
-from myllm_engine.errors import ContextLengthError, InvalidRequestError
+from myllm_engine.errors import ContextLengthError, GenerationError, InvalidRequestError
 from myllm_engine.request import Request, RequestOutput, SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=10)
@@ -197,6 +197,25 @@ def test_token_ids_out_of_the_vocabulary_are_refused(engine, ids, params, param)
     with pytest.raises(InvalidRequestError, match="49152 tokens") as caught:
         engine.add_request(request("x", ids, SamplingParams(**params)))
     assert caught.value.param == param
+
+
+def test_a_request_whose_logits_are_no_numbers_fails_alone(engine, monkeypatch):
+    forward = engine._runner.forward
+
+    def broken(batch):
+        logits = forward(batch).clone()
+        for row, sequence in enumerate(batch.sampled):
+            if sequence.request.request_id == "bad" and sequence.num_output_tokens == 2:
+                logits[row] = float("nan")
+        return logits
+
+    prompt = engine.tokenizer.encode("The capital of France is")
+    alone = run(engine, [request("good", prompt)])["good"]
+    monkeypatch.setattr(engine._runner, "forward", broken)
+    results = run(engine, [request("bad", prompt, dataclasses.replace(GREEDY, n=2)), request("good", prompt)])
+    assert isinstance(results["bad"].error, GenerationError)
+    assert [len(output.token_ids) for output in results["bad"].outputs] == [2, 2]
+    assert results["good"] == alone
 
 
 def test_a_request_id_in_flight_is_refused(engine):

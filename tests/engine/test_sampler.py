@@ -16,8 +16,17 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from myllm_engine.errors import GenerationError
 from myllm_engine.request import Request, SamplingParams
-from myllm_engine.sampler import derive_seed, draw, filter_logits, process_logits, sample, uniform_numbers
+from myllm_engine.sampler import (
+    derive_seed,
+    draw,
+    exponential_noise,
+    filter_logits,
+    noise_keys,
+    process_logits,
+    sample,
+)
 from myllm_engine.sequence import Sequence
 
 VOCAB = 3000
@@ -91,11 +100,12 @@ def test_each_row_is_filtered_by_its_own_parameters():
         assert torch.equal(together[row], alone[0])
 
 
-def test_a_tiny_temperature_is_greedy():
+@pytest.mark.parametrize("temperature", [9e-6, 1e-30, 1e-50])
+def test_a_tiny_temperature_is_greedy(temperature):
     logits = torch.randn(2, VOCAB, generator=torch.Generator().manual_seed(4)) * 20
-    filtered = filter_logits(logits.clone(), [SamplingParams(temperature=1e-30)] * 2)
-    assert torch.softmax(filtered, dim=-1).max(dim=-1).indices.tolist() == logits.argmax(dim=-1).tolist()
-    assert not filtered.isnan().any()
+    sequences = [make_sequence(SamplingParams(temperature=temperature), seed=row) for row in range(2)]
+    tokens = sample(logits, sequences, eos_token_ids=NO_EOS)
+    assert [token.token_id for token in tokens] == logits.argmax(dim=-1).tolist()
 
 
 def test_repetition_penalty_equals_transformers():
@@ -131,9 +141,8 @@ def test_draws_follow_the_distribution():
     logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0, -3.0, 0.3, 1.2]])
     params = SamplingParams(temperature=1.3, top_k=6)
     count = 40_000
-    uniforms = torch.from_numpy(uniform_numbers([11] * count, range(count)))
     filtered = filter_logits(logits.clone(), [params])
-    tokens = draw(filtered.expand(count, -1), uniforms)
+    tokens = draw(filtered.expand(count, -1), noise_keys([11] * count, range(count)))
     expected = warped(logits, params)[0] * count
     observed = torch.bincount(tokens, minlength=8)
     assert observed[expected == 0].sum() == 0
@@ -142,22 +151,79 @@ def test_draws_follow_the_distribution():
     assert statistic < 20.5  # 5 degrees of freedom: exceeded by chance once in a thousand seeds
 
 
-def test_draws_at_the_ends_have_probability():
-    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
-    for uniform, token in ((0.0, 1), (0.49999, 1), (0.50001, 3), (1.0 - 2**-53, 3)):
-        assert draw(logits, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
+def test_a_draw_without_alternatives_takes_the_only_token():
+    logits = torch.full((5000, 5), -math.inf)
+    logits[:, 3] = 0.0
+    assert draw(logits, noise_keys(range(5000), [0] * 5000)).tolist() == [3] * 5000
 
 
-def test_uniform_numbers_are_uniform_and_independent():
-    numbers = torch.from_numpy(
-        uniform_numbers([s for s in range(-50, 50) for _ in range(200)], [*range(200)] * 100)
+def test_noise_is_exponential_and_independent_over_seeds_positions_and_tokens():
+    keys = noise_keys([seed for seed in range(-50, 50) for _ in range(20)], [*range(20)] * 100)
+    noise = exponential_noise(keys, 50).double()  # [100 seeds * 20 positions, 50 tokens]
+    assert noise.min() > 0
+    uniforms = -torch.expm1(-noise)
+    counts = torch.histc(uniforms, bins=20, min=0, max=1)
+    assert ((counts - 5000) ** 2 / 5000).sum() < 43.8  # 19 degrees of freedom, one in a thousand
+    table = uniforms.view(100, 20, 50)
+    for axis in range(3):  # 4.9 million pairs at most: 5.5 standard deviations and some more
+        rows = table.movedim(axis, 0).flatten(1)
+        correlations = torch.corrcoef(rows).fill_diagonal_(0).abs()
+        assert correlations.max() < 6 / rows.shape[1] ** 0.5
+    # Neighbours, as an additive generator would leave them.
+    assert (
+        torch.corrcoef(torch.stack([table[:, :, 1:].flatten(), table[:, :, :-1].flatten()]))[0, 1].abs()
+        < 0.015
     )
-    counts = torch.histc(numbers.float(), bins=20, min=0, max=1)
-    assert ((counts - 1000) ** 2 / 1000).sum() < 43.8  # 19 degrees of freedom, one in a thousand
-    table = numbers.view(100, 200)
-    assert torch.corrcoef(table).fill_diagonal_(0).abs().max() < 0.35
-    assert torch.corrcoef(table.T).fill_diagonal_(0).abs().max() < 0.5
+    # The smallest numbers decide who wins: they must be as fine as the rest.
+    small = exponential_noise(noise_keys(range(200), [0] * 200), 49152).flatten()
+    assert len(small[small < 1e-4].unique()) > 0.99 * (small < 1e-4).sum()
+    assert (small < 1e-5).sum().item() == pytest.approx(len(small) * 1e-5, rel=0.35)
     assert len({derive_seed(0, number) for number in range(1000)}) == 1000
+
+
+def test_rounding_noise_hardly_changes_a_draw():
+    """A batch of another size changes logits in their last bits; most draws must not notice."""
+    generator = torch.Generator().manual_seed(8)
+    logits = torch.randn(400, VOCAB, generator=generator) * 2
+    rounded = logits * (1 + 2**-9 * (2 * torch.rand(400, VOCAB, generator=generator) - 1))  # as bfloat16 does
+    keys = noise_keys(range(400), [5] * 400)
+    assert (draw(logits, keys) != draw(rounded, keys)).sum() < 12
+
+
+def test_a_row_that_cannot_be_sampled_fails_alone():
+    logits = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(9))
+    logits[1, 7], logits[2, 7], logits[3] = math.nan, math.inf, -math.inf
+    for params in (SamplingParams(), SamplingParams(temperature=0, logprobs=2), SamplingParams(min_tokens=3)):
+        tokens = sample(logits, [make_sequence(params, seed=row) for row in range(5)], eos_token_ids=NO_EOS)
+        assert [isinstance(token, GenerationError) for token in tokens] == [False, True, True, True, False]
+        alone = sample(logits[4:], [make_sequence(params, seed=4)], eos_token_ids=NO_EOS)
+        assert tokens[4] == alone[0]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 1e-50},
+        {"temperature": 1e-6},
+        {"temperature": 1e-5},
+        {"temperature": 1e30},
+        {"repetition_penalty": 1e-6, "temperature": 1e-5},
+        {"repetition_penalty": 1e6},
+        {"logit_bias": {5: 1e30, 6: -1e30}, "temperature": 1e-5},
+        {"logit_bias": {5: 1e30}, "repetition_penalty": 1e-6},
+        {"top_p": 1e-300, "min_p": 1e-300, "typical_p": 1e-300},
+    ],
+)
+def test_extreme_parameters_still_give_a_token(fields):
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(10)) * 30
+    logits[2] = -math.inf  # as a constraint leaves it
+    logits[2, 11] = 1.0
+    sequences = [make_sequence(SamplingParams(**fields), prompt=[1, 5, 6], seed=row) for row in range(3)]
+    tokens = [token.token_id for token in sample(logits, sequences, eos_token_ids=NO_EOS)]
+    assert all(0 <= token < VOCAB for token in tokens)
+    assert tokens[2] == 11
+    if fields.get("temperature", 1.0) < 1e-5:
+        assert tokens == logits.argmax(dim=-1).tolist()
 
 
 def test_a_row_is_drawn_alike_alone_and_in_a_batch():

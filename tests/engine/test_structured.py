@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 
 import jsonschema
 import pytest
 
 from myllm_engine import InvalidRequestError, Request, SamplingParams, Structured
+from myllm_engine.errors import ConstraintError
+from myllm_engine.structured import GrammarCompiler
 
 PERSON = {
     "type": "object",
@@ -84,6 +87,18 @@ def test_max_tokens_still_ends_it(generate):
 
 def test_min_tokens_cannot_break_it(generate):
     assert generate(Structured.choice(["yes", "no"]), min_tokens=10)[0] in ("yes", "no")
+    # EOS is all that is left from the beginning.
+    assert generate(Structured.regex("()"), min_tokens=2, temperature=1.0, seed=1, logprobs=1) == ("", "stop")
+
+
+def test_min_tokens_and_stop_tokens_cannot_break_it(engine, generate):
+    digits = [engine.tokenizer.encode(digit)[0] for digit in "0123456789"]
+    for sampling in ({"temperature": 0.0}, {"temperature": 1.0, "seed": 1, "logprobs": 1}):
+        text, finish = generate(
+            Structured.regex("[0-9]"), min_tokens=2, max_tokens=4, stop_token_ids=digits, **sampling
+        )
+        assert re.fullmatch("[0-9]", text)
+        assert finish == "stop"
 
 
 @pytest.mark.parametrize(
@@ -121,11 +136,57 @@ def test_malformed_constraints_name_their_field(make):
         make()
 
 
-def test_a_grammar_at_its_limit_ends_its_own_request_only(generate):
-    hostile = Structured.regex("(a|b|ab|aab|aba|abb|(a?b?){30}){50}c{5}(x{1,400}y{1,400}){60}")
-    try:
-        _, finish = generate(hostile, temperature=1.0, seed=1)
-    except InvalidRequestError:
-        return  # refused at once is as good
-    assert finish in ("abort", "length", "stop")
-    assert generate(Structured.choice(["yes"]))[0] == "yes"
+# Compiles, and runs into llguidance's limits after some tokens.
+HOSTILE = Structured.regex("((((((((((a?b?){30}){30}){30}c?){30}){30})+)+)+)+)x", param="guided_regex")
+
+
+def test_a_grammar_at_its_limit_ends_its_own_request_only(engine, caplog):
+    prompt = engine.tokenizer.encode("hello there. ")
+    one = Request(
+        prompt_token_ids=prompt, params=SamplingParams(structured=HOSTILE, seed=1, max_tokens=60, n=2)
+    )
+    free = Request(prompt_token_ids=prompt, params=SamplingParams(max_tokens=60, temperature=0.0))
+    engine.add_request(one)
+    engine.add_request(free)
+    outputs: dict[str, list] = {one.request_id: [], free.request_id: []}
+    with caplog.at_level(logging.DEBUG):
+        while engine.has_unfinished():
+            for output in engine.step():
+                outputs[output.request_id].append(output)
+    last = outputs[one.request_id][-1]
+    assert last.finished
+    assert isinstance(last.error, ConstraintError)
+    assert last.error.param == "guided_regex"
+    assert "regex is too complex" in str(last.error)
+    assert [output.error for output in outputs[one.request_id][:-1]] == [None] * (
+        len(outputs[one.request_id]) - 1
+    )
+    for index in range(2):
+        text = "".join(
+            part.text for out in outputs[one.request_id] for part in out.outputs if part.index == index
+        )
+        assert re.fullmatch("[abc]*x?", text)  # nothing unconstrained came out
+    assert outputs[free.request_id][-1].outputs[0].finish_reason in ("stop", "length")
+    assert engine.stats().kv_pages_free == engine.stats().kv_pages_total
+    # The log names the reason, and neither the prompt, nor the answer, nor the grammar.
+    (record,) = [item for item in caplog.records if item.name == "myllm_engine.structured"]
+    assert len(record.getMessage()) < 120
+    assert "\n" not in record.getMessage()
+
+
+async def test_a_reader_gets_the_limit_as_an_exception(async_engine):
+    request = Request(
+        prompt_token_ids=async_engine.tokenizer.encode("hello there. "),
+        params=SamplingParams(structured=HOSTILE, seed=2, max_tokens=60),
+    )
+    with pytest.raises(ConstraintError, match="too complex"):
+        async for _ in async_engine.submit(request):
+            pass
+    assert async_engine.error is None
+
+
+def test_a_token_that_the_grammar_refuses_is_never_emitted(engine):
+    matcher = GrammarCompiler(engine.tokenizer, engine.vocab_size).matcher(Structured.regex("[0-9]"))
+    (letter,) = engine.tokenizer.encode("A")
+    with pytest.raises(ConstraintError):
+        matcher.append(letter)
