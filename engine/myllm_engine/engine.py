@@ -151,7 +151,8 @@ class Engine:
                 seed=seed + index,
                 max_total_tokens=limit,
                 detokenizer=Detokenizer(
-                    self.tokenizer.backend,
+                    self.tokenizer,
+                    prompt_token_ids=request.prompt_token_ids,
                     skip_special_tokens=params.skip_special_tokens,
                     stop=params.stop,
                     include_stop=params.include_stop_str_in_output,
@@ -310,7 +311,8 @@ class AsyncEngine:
         A reader slower than the engine gets several steps' outputs joined to one.
 
         Raises:
-            InvalidRequestError, ContextLengthError: see `validate`; nothing was queued.
+            InvalidRequestError, ContextLengthError: see `validate`, or `n` is more than may ever wait;
+                nothing was queued.
             QueueFullError: `max_queue` sequences wait already.
             ConstraintError: the constraint became too complex to follow in the middle of the text.
             GenerationError: the model's logits for this request are not numbers that can be sampled from.
@@ -350,6 +352,12 @@ class AsyncEngine:
         if limit is None:
             return
         room = self.config.max_num_seqs + limit
+        if request.params.n > room:
+            raise InvalidRequestError(
+                f"`n` ({request.params.n}) must not be above {room}, the number of sequences that may run "
+                f"and wait together (`max_num_seqs` {self.config.max_num_seqs} + `max_queue` {limit})",
+                param="n",
+            )
         unfinished = self._loop.num_sequences
         if unfinished + request.params.n > room:
             raise QueueFullError(

@@ -22,6 +22,11 @@ _MIN_TEMPERATURE = 1e-5
 # Logits are float32: within these bounds whatever is computed from them stays finite.
 _LARGEST = 1e30
 _LARGEST_PENALTY = 1e6
+# As OpenAI's.
+_MAX_N = 128
+# They are looked for after each token, and all running requests wait meanwhile.
+_MAX_STOPS = 64
+_MAX_STOP_CHARACTERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +50,15 @@ class Structured:
         if isinstance(schema, str):
             try:
                 schema = json.loads(schema)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InvalidRequestError(f"`{param}` is not JSON: {error}", param=param) from None
         if not isinstance(schema, Mapping):
             raise InvalidRequestError(f"`{param}` must be a JSON Schema object; got {schema!r}", param=param)
-        return cls("json_schema", json.dumps(schema), param)
+        try:
+            value = json.dumps(schema)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidRequestError(f"`{param}` cannot be written as JSON: {error}", param=param) from None
+        return cls("json_schema", value, param)
 
     @classmethod
     def json_object(cls, *, param: str = "structured") -> Structured:
@@ -97,8 +106,9 @@ class SamplingParams:
         presence_penalty: subtracted once for a token that occurs in the completion, in [-2, 2].
         logit_bias: added to the logits, by token id, each in [-1e30, 1e30].
         seed: makes the request reproducible, whatever else runs; sequence i of `n` uses `seed + i`.
-        n: completions to make.
-        stop: strings that end the completion; a single string is taken as one.
+        n: completions to make, at most 128.
+        stop: strings that end the completion; a single string is taken as one. At most 64, of 4096 characters
+            together.
         stop_token_ids: tokens that end the completion, next to the model's EOS tokens.
         include_stop_str_in_output: keep the stop string (or the text of the stop token) at the end of the
             text.
@@ -152,7 +162,7 @@ class SamplingParams:
         _check_float("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
         if self.seed is not None:
             _check_int("seed", self.seed, low=-_MAX_SEED - 1, high=_MAX_SEED)
-        _check_int("n", self.n, low=1)
+        _check_int("n", self.n, low=1, high=_MAX_N)
         _check_int("min_tokens", self.min_tokens, low=0)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
@@ -311,6 +321,12 @@ def _stop_strings(value: object) -> tuple[str, ...]:
         return ()
     if not isinstance(value, Sequence) or not all(isinstance(item, str) and item for item in value):
         raise InvalidRequestError(f"`stop` must hold non-empty strings; got {value!r}", param="stop")
+    if len(value) > _MAX_STOPS or sum(map(len, value)) > _MAX_STOP_CHARACTERS:
+        raise InvalidRequestError(
+            f"`stop` may hold {_MAX_STOPS} strings with {_MAX_STOP_CHARACTERS} characters together; got "
+            f"{len(value)} with {sum(map(len, value))}",
+            param="stop",
+        )
     return tuple(value)
 
 

@@ -112,6 +112,10 @@ async def test_queue_limit_death_and_close(tiny_model, caplog):
     await asyncio.sleep(0.05)
     with pytest.raises(QueueFullError, match="3 sequences run or wait, and no more than 3 may"):
         await collect(engine, make_request(engine, "x"))
+    # More than may ever wait is the request's own fault, and no reason to come back later.
+    with pytest.raises(InvalidRequestError, match=r"`n` \(4\) must not be above 3") as caught:
+        await collect(engine, make_request(engine, "x", n=4))
+    assert caught.value.param == "n"
     assert engine.error is None
 
     def die(*_: object) -> None:

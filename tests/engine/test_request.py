@@ -24,8 +24,8 @@ from myllm_engine.request import CompletionOutput, Request, RequestOutput, Sampl
         ("presence_penalty", [-3, 3]),
         ("logit_bias", [{"5": 1.0}, {-1: 1.0}, {5: math.inf}, {5: 1e39}, {5: math.nan}, {5: "x"}, [1]]),
         ("seed", [2**63, 1.0, "x"]),
-        ("n", [0, 1.0]),
-        ("stop", ["", ["a", ""], [1], 5]),
+        ("n", [0, 1.0, 129]),
+        ("stop", ["", ["a", ""], [1], 5, ["a"] * 65, "a" * 4097, ["a" * 2048, "b" * 2049]]),
         ("stop_token_ids", [[-1], ["a"], 5, "5"]),
         ("min_tokens", [-1]),
         ("logprobs", [-1, True]),
@@ -44,6 +44,9 @@ def test_bad_values_are_refused_by_name(name, values):
 def test_limits_themselves_are_accepted():
     SamplingParams(
         max_tokens=1, temperature=0, top_k=-1, top_p=1, min_p=1, typical_p=1, seed=-(2**63), logprobs=0
+    )
+    SamplingParams(
+        n=128, stop=["a" * 64] * 64, temperature=1e30, repetition_penalty=1e6, logit_bias={0: -1e30}
     )
     SamplingParams(frequency_penalty=-2, presence_penalty=2, logit_bias={0: -100}, min_tokens=3, max_tokens=3)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import re
@@ -124,6 +125,11 @@ def test_what_cannot_be_enforced_is_refused_before_it_runs(engine, structured, w
     [
         lambda: Structured.json_schema("{not json"),
         lambda: Structured.json_schema([1]),
+        lambda: Structured.json_schema("[" * 100_000),
+        lambda: Structured.json_schema(
+            {"enum": functools.reduce(lambda inner, _: [inner], range(100_000), [])}
+        ),
+        lambda: Structured.json_schema({"const": {1, 2}}),
         lambda: Structured.regex(""),
         lambda: Structured.choice([]),
         lambda: Structured.choice("ab"),
