@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from ..engine import AsyncEngine
 from . import system
 from .auth import ApiKeyMiddleware
+from .body_limit import BodyLimitMiddleware
 from .errors import Problem, diagnose
 from .openai import chat, completions, models
 from .openai.errors import render as render_openai
@@ -22,7 +23,10 @@ DISTRIBUTION = "myllm-suite"
 
 
 def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
-    """Return the application that serves `engine`. The engine stays the caller's: close it afterwards."""
+    """Return the application that serves `engine`.
+
+    The engine stays the caller's: close it afterwards, and `app.state.context`, which holds worker threads.
+    """
     version = metadata.version(DISTRIBUTION)
     app = FastAPI(
         title="myllm",
@@ -34,6 +38,7 @@ def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
     app.state.context = ServerContext(engine, settings, version, int(time.time()))
     for module in (system, models, completions, chat, info, generate):
         app.include_router(module.router)
+    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_size)
     if settings.api_keys:
         app.add_middleware(ApiKeyMiddleware, keys=settings.api_keys, render=_render)
 

@@ -6,6 +6,7 @@ The module imports neither torch nor an HTTP library: `myllm serve --help` is qu
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated
 
@@ -15,6 +16,9 @@ _MODEL = "Model"
 _NETWORK = "Network"
 _LIMITS = "Memory and limits"
 _PROCESS = "Process"
+
+_API_KEY_VARIABLE = "MYLLM_API_KEY"
+_DAY = 86_400  # seconds
 
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -27,7 +31,7 @@ def parse_size(text: str) -> int:
     Raises:
         ValueError: when `text` is not a size.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*(?:([kmgt])(i?))?b?", text.strip(), re.IGNORECASE)
     if match is None:
         raise ValueError(f"{text!r} is not a size; write bytes or a unit, as in 512MiB or 4GiB")
     number, unit, binary = match.groups(default="")
@@ -109,9 +113,10 @@ def serve(
     api_key: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="MYLLM_API_KEY",
-            help="Key that clients must send as `Authorization: Bearer KEY`. Repeat it for more keys. In the "
-            "variable keys are separated by blanks; there they do not show in the process list.",
+            envvar=_API_KEY_VARIABLE,
+            help="Key that clients must send as `Authorization: Bearer KEY`: ASCII, without blanks. "
+            "Repeat it for more keys. In the variable keys are separated by blanks; there they do not show "
+            "in the process list.",
             rich_help_panel=_NETWORK,
         ),
     ] = None,
@@ -146,8 +151,9 @@ def serve(
     max_num_queued_reqs: Annotated[
         int | None,
         typer.Option(
-            help="Requests that may wait; one more is answered with 503 (429 on TGI's routes). "
-            "Default: no limit.",
+            min=0,
+            help="Sequences that may wait besides those that run; a request has one for each completion "
+            "it asks for. What does not fit is answered with 503 (429 on TGI's routes). Default: no limit.",
             rich_help_panel=_LIMITS,
         ),
     ] = None,
@@ -180,6 +186,14 @@ def serve(
     max_top_n_tokens: Annotated[
         int, typer.Option(min=0, help="Largest top_n_tokens on TGI's routes.", rich_help_panel=_LIMITS)
     ] = 5,
+    max_body_size: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="Largest body of a request, as in 512KiB or 8MiB; a larger one is answered with 413.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = "8MiB",
     log_level: Annotated[
         str,
         typer.Option(
@@ -191,7 +205,6 @@ def serve(
     shutdown_timeout: Annotated[
         float,
         typer.Option(
-            min=0,
             help="Seconds that running requests get to finish after Ctrl-C or SIGTERM. "
             "The exit code is then 0.",
             rich_help_panel=_PROCESS,
@@ -217,20 +230,29 @@ def serve(
     from .lifetime import exit_with_parent as watch_parent
     from .logs import LEVELS, configure
 
+    def mistake(message: str) -> runner.StartError:
+        return runner.StartError(message, exit_code=2)
+
     try:
         if log_level not in LEVELS:
-            raise runner.StartError(
-                f"`--log-level` must be one of {', '.join(LEVELS)}; got {log_level!r}", exit_code=2
+            raise mistake(f"`--log-level` must be one of {', '.join(LEVELS)}; got {log_level!r}")
+        if not 0 <= shutdown_timeout <= _DAY:  # NaN fails, too
+            raise mistake(
+                f"`--shutdown-timeout` must be between 0 and {_DAY} seconds (a day); got {shutdown_timeout}"
+            )
+        if model is not None and model_option is not None and model != model_option:
+            raise mistake(
+                f"Two models are given, {model!r} and `--model` {model_option!r}; one server has one"
+            )
+        if api_key is None and _API_KEY_VARIABLE in os.environ:
+            raise mistake(
+                f"The variable {_API_KEY_VARIABLE} is set but holds no key: put one there, or unset it to "
+                "serve without a key"
             )
         configure(log_level)
         if exit_with_parent:
             watch_parent(shutdown_timeout)
         runner.check_installed()
-        if model is not None and model_option is not None and model != model_option:
-            raise runner.StartError(
-                f"Two models are given, {model!r} and `--model` {model_option!r}; one server has one",
-                exit_code=2,
-            )
         from ..config import EngineConfig
         from .settings import ServerSettings
 
@@ -251,16 +273,17 @@ def serve(
                 kv_cache_memory=None if kv_cache_memory is None else parse_size(kv_cache_memory),
                 gpu_memory_utilization=gpu_memory_utilization,
             )
+            settings = ServerSettings(
+                served_model_names=tuple(served_model_name or ()),
+                api_keys=tuple(api_key or ()),
+                max_logprobs=max_logprobs,
+                max_best_of=max_best_of,
+                max_stop_sequences=max_stop_sequences,
+                max_top_n_tokens=max_top_n_tokens,
+                max_body_size=parse_size(max_body_size),
+            )
         except ValueError as error:
-            raise runner.StartError(str(error), exit_code=2) from error
-        settings = ServerSettings(
-            served_model_names=tuple(served_model_name or ()),
-            api_keys=tuple(api_key or ()),
-            max_logprobs=max_logprobs,
-            max_best_of=max_best_of,
-            max_stop_sequences=max_stop_sequences,
-            max_top_n_tokens=max_top_n_tokens,
-        )
+            raise mistake(str(error)) from error
         listen = runner.Listen(host=host, port=port, fd=fd)
         runner.run(config, settings, listen, log_level=log_level, shutdown_timeout=shutdown_timeout)
     except runner.StartError as error:

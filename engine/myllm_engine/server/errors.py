@@ -26,6 +26,7 @@ class Kind(Enum):
     """Name the kinds of failure that clients must tell apart."""
 
     INVALID = "invalid"
+    TOO_LARGE = "too_large"
     UNAUTHORIZED = "unauthorized"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -112,7 +113,12 @@ def dialect_route(render: Callable[[Problem], Response]) -> type[APIRoute]:
 
 
 def _from_http(error: HTTPException) -> Problem:
-    kinds = {404: Kind.NOT_FOUND, 405: Kind.METHOD_NOT_ALLOWED, 401: Kind.UNAUTHORIZED}
+    kinds = {
+        401: Kind.UNAUTHORIZED,
+        404: Kind.NOT_FOUND,
+        405: Kind.METHOD_NOT_ALLOWED,
+        413: Kind.TOO_LARGE,
+    }
     kind = kinds.get(error.status_code)
     if kind is None:
         kind = Kind.INVALID if error.status_code < 500 else Kind.INTERNAL

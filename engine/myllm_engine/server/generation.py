@@ -16,30 +16,42 @@ from fastapi import Request as HttpRequest
 from ..engine import AsyncEngine
 from ..errors import InvalidRequestError
 from ..request import CompletionOutput, FinishReason, Request, RequestOutput, TokenLogprob
-from ..tokenizer import Tokenizer
-from .errors import ClientDisconnectedError
+from .errors import ClientDisconnectedError, invalid
+from .settings import ServerContext
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Tokenizing takes about 1 us a character: a longer text would hold up every stream of the event loop.
+# Tokenizing takes about 1 us a character: more would hold up every stream of the event loop.
 _OFFLOAD_CHARACTERS = 20_000
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
-    """Return the token ids of `text`, in a worker thread when it is long.
+async def encode(
+    context: ServerContext, texts: Sequence[str], http: HttpRequest, *, add_special_tokens: bool = True
+) -> list[list[int]]:
+    """Return the token ids of each text, made in worker threads when there is much of it.
 
     Raises:
         InvalidRequestError: for a text with lone surrogates: JSON can write them, no tokenizer reads them.
+        ClientDisconnectedError: the client left first.
     """
-    if _SURROGATE.search(text):
+    if any(_SURROGATE.search(text) for text in texts):
         raise InvalidRequestError("The text holds half of a surrogate pair, which is no character")
-    if len(text) < _OFFLOAD_CHARACTERS:
-        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+    tokenizer = context.engine.tokenizer
+    if sum(map(len, texts)) < _OFFLOAD_CHARACTERS:
+        return [tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
+
+    async def encode_each() -> list[list[int]]:
+        # One by one, so that it ends soon when the client leaves.
+        return [
+            await context.readers.run(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+            for text in texts
+        ]
+
+    return await until_disconnect(http, encode_each())
 
 
 @dataclass(slots=True)
@@ -78,22 +90,25 @@ class Generation:
         self._closed = False
 
     @classmethod
-    async def open(cls, engine: AsyncEngine, requests: Sequence[Request], http: HttpRequest) -> Generation:
+    async def open(cls, context: ServerContext, requests: Sequence[Request], http: HttpRequest) -> Generation:
         """Submit the requests and wait for their first output.
 
         Raises:
             InvalidRequestError: before anything is submitted.
+            ProblemError: too many requests with constraints wait, or these ones never fit into the queue.
             QueueFullError, EngineDeadError: from the engine.
             ClientDisconnectedError: the client left first; nothing runs any more.
         """
+        engine = context.engine
+        _check_room(engine, sum(request.params.n for request in requests))
         for request in requests:
             if request.params.structured is None:
                 engine.validate(request)
-            else:  # compiling a grammar takes from 1 ms to much longer, and lets others work meanwhile
-                await asyncio.to_thread(engine.validate, request)
+            else:  # compiles the constraint, which takes from 1 ms to seconds
+                await until_disconnect(http, context.compilers.run(engine.validate, request))
         generation = cls(engine, requests)
         try:
-            first = await _until_disconnect(http, anext(generation._outputs))
+            first = await until_disconnect(http, anext(generation._outputs))
         except BaseException:
             await generation.aclose()
             raise
@@ -119,7 +134,7 @@ class Generation:
                     completions[index][sequence.index].add(sequence)
 
         try:
-            await _until_disconnect(http, gather())
+            await until_disconnect(http, gather())
         finally:
             await self.aclose()
         return completions
@@ -140,6 +155,16 @@ class Generation:
                 "completion_tokens": self.completion_tokens,
                 "seconds": round(time.monotonic() - self._started, 3),
             },
+        )
+
+
+def _check_room(engine: AsyncEngine, sequences: int) -> None:
+    """Refuse what would be told to come back later for ever. The engine knows of single requests only."""
+    config = engine.config
+    if config.max_queue is not None and sequences > config.max_num_seqs + config.max_queue:
+        raise invalid(
+            f"The request asks for {sequences} sequences (prompts x n), and no more than "
+            f"{config.max_num_seqs + config.max_queue} may run and wait on this server"
         )
 
 
@@ -181,7 +206,7 @@ async def _merge(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _until_disconnect(http: HttpRequest, work: Awaitable[T]) -> T:
+async def until_disconnect(http: HttpRequest, work: Awaitable[T]) -> T:
     """Return the result of `work`; cancel it and raise ClientDisconnectedError if the client leaves first."""
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnect(http))

@@ -1,10 +1,11 @@
-"""End the process when its parent ends."""
+"""End the process: with its parent, and in spite of threads that hang."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -40,3 +41,24 @@ def exit_with_parent(grace: float, *, fd: int = 0) -> threading.Thread:
     thread = threading.Thread(target=watch, name="exit-with-parent", daemon=True)
     thread.start()
     return thread
+
+
+def exit_despite_threads(seconds: float) -> None:
+    """Give the threads that the interpreter would wait for `seconds` to end; else end the process, with 0.
+
+    Nothing stops a thread inside a compiler or a kernel, and at its exit Python waits for ever.
+    """
+    deadline = time.monotonic() + seconds
+    waited_for = [
+        thread
+        for thread in threading.enumerate()
+        if not thread.daemon and thread is not threading.current_thread()
+    ]
+    for thread in waited_for:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    hanging = [thread.name for thread in waited_for if thread.is_alive()]
+    if hanging:
+        logger.warning("stopping in spite of threads that still work", extra={"threads": ",".join(hanging)})
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

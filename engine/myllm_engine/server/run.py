@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 import sys
+import threading
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -16,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import EngineConfig
 from ..errors import ModelLoadError
+from .lifetime import exit_despite_threads
 
 if TYPE_CHECKING:
     from ..engine import AsyncEngine
     from .settings import ServerSettings
 
 _BACKLOG = 2048
+# For the engine's current step, and for what worker threads are at.
+_END_SECONDS = 3.0
 _NEEDED = ("torch", "transformers", "fastapi", "uvicorn", "orjson")
 
 
@@ -120,21 +124,33 @@ def run(
 ) -> None:
     """Load the model and serve it until SIGINT or SIGTERM.
 
+    Ends the process itself, with exit code 0, when threads hang at the end.
+
     Raises:
         StartError: the port or the model is not to be had.
     """
     sock = bind(listen)
+    sys.stderr.write(f"Loading {config.model} …\n")
+    sys.stderr.flush()
     engine = _load(config)
+    # Closing waits for the engine's current step; nobody waits for this thread longer than for others.
+    closing = threading.Thread(target=engine.close, name="close-engine")
     try:
-        _serve(engine, settings, sock, listen, log_level=log_level, shutdown_timeout=shutdown_timeout)
+        _serve(engine, settings, sock, listen, closing, log_level, shutdown_timeout)
     finally:
-        engine.close()
+        _start_once(closing)
+    exit_despite_threads(_END_SECONDS)
+
+
+def _start_once(thread: threading.Thread) -> None:
+    if thread.ident is None:
+        thread.start()
 
 
 def _load(config: EngineConfig) -> AsyncEngine:
-    if not sys.stderr.isatty():
-        # transformers draws progress bars; in a log file they are one long line.
-        os.environ.setdefault("TQDM_DISABLE", "1")
+    # transformers draws a bar for each step of loading. tqdm reads this when it is imported, in this process
+    # by nobody before; the bars of downloads have a switch of their own and stay.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     from ..engine import AsyncEngine
 
     try:
@@ -148,14 +164,14 @@ def _serve(
     settings: ServerSettings,
     sock: socket.socket,
     listen: Listen,
-    *,
+    closing: threading.Thread,
     log_level: str,
     shutdown_timeout: float,
 ) -> None:
     from .app import build_app
 
     app = build_app(engine, settings)
-    server = _make_server(app, engine, log_level=log_level, shutdown_timeout=shutdown_timeout)
+    server = _make_server(app, closing, log_level=log_level, shutdown_timeout=shutdown_timeout)
 
     def stop(*_: Any) -> None:
         server.should_exit = True
@@ -170,25 +186,24 @@ def _serve(
         raise _bind_error(listen, error) from error
     sys.stderr.write(banner(engine, settings, sock, app.version))
     sys.stderr.flush()
-    server.run(sockets=[sock])
+    try:
+        server.run(sockets=[sock])
+    finally:
+        app.state.context.close()
 
 
-def _make_server(app: Any, engine: AsyncEngine, *, log_level: str, shutdown_timeout: float) -> Any:
+def _make_server(app: Any, closing: threading.Thread, *, log_level: str, shutdown_timeout: float) -> Any:
     import uvicorn
 
     class Server(uvicorn.Server):
+        # Once the grace is over the engine is closed: unfinished requests then fail, and their clients are
+        # told so; uvicorn alone would cut the connections.
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            closing = asyncio.create_task(close_engine_after(shutdown_timeout))
+            timer = asyncio.get_running_loop().call_later(shutdown_timeout, _start_once, closing)
             try:
                 await super().shutdown(sockets)
             finally:
-                closing.cancel()
-
-    async def close_engine_after(seconds: float) -> None:
-        # Unfinished requests then fail, and their clients are told so; uvicorn alone would cut the
-        # connections.
-        await asyncio.sleep(seconds)
-        await asyncio.to_thread(engine.close)
+                timer.cancel()
 
     return Server(
         uvicorn.Config(

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
+from .workers import Workers
+
 if TYPE_CHECKING:
     from ..engine import AsyncEngine
+
+# What an HTTP header carries unchanged and a shell or a list of keys in a variable does not split.
+_KEY = re.compile(r"[!-~]+")
+
+# llguidance compiles recursively: a schema of 30 KB can overflow a stack of 8 MiB, which ends the process.
+_GRAMMAR_STACK = 512 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +32,10 @@ class ServerSettings:
         max_best_of: TGI's limit on `best_of`.
         max_stop_sequences: TGI's limit on the length of `stop`.
         max_top_n_tokens: TGI's limit on `top_n_tokens`.
+        max_body_size: largest body of a request, in bytes.
+
+    Raises:
+        ValueError: from the constructor, for a key that no client can send and for a limit out of range.
     """
 
     served_model_names: tuple[str, ...] = ()
@@ -31,16 +44,48 @@ class ServerSettings:
     max_best_of: int = 2
     max_stop_sequences: int = 4
     max_top_n_tokens: int = 5
+    max_body_size: int = 8 * 2**20
+
+    def __post_init__(self) -> None:
+        for number, key in enumerate(self.api_keys, start=1):
+            if not _KEY.fullmatch(key):  # said without the key itself, which is a secret
+                fault = "holds what no client can send" if key else "is empty and would let everybody in"
+                raise ValueError(
+                    f"API key {number} of {len(self.api_keys)} {fault}: a key is one or more ASCII "
+                    "characters, without blanks"
+                )
+        if self.max_body_size < 1:
+            raise ValueError(f"`max_body_size` must be 1 byte or more; got {self.max_body_size!r}")
 
 
 @dataclass(frozen=True, slots=True)
 class ServerContext:
-    """Give a handler what it needs: the engine and the settings."""
+    """Give a handler what it needs.
+
+    Attributes:
+        engine: what makes the text.
+        settings: see `ServerSettings`.
+        version: of the server.
+        started: seconds since the epoch.
+        readers: render conversations and tokenize long texts.
+        compilers: compile constraints: apart, for one can take seconds, and other requests must not wait.
+    """
 
     engine: AsyncEngine
     settings: ServerSettings
     version: str
     started: int
+    readers: Workers = field(default_factory=lambda: Workers("read prompts", threads=4, waiting=1000))
+    compilers: Workers = field(
+        default_factory=lambda: Workers(
+            "compile constraints", threads=2, waiting=30, stack_size=_GRAMMAR_STACK
+        )
+    )
+
+    def close(self) -> None:
+        """End the threads when they have done what they do; does not wait for them."""
+        self.readers.close()
+        self.compilers.close()
 
 
 async def get_context(request: Request) -> ServerContext:

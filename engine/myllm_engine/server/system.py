@@ -20,12 +20,14 @@ def health(context: ServerContext) -> Response:
 
 
 @router.get("/health", summary="Tell whether the engine works")
+@router.head("/health", include_in_schema=False)
 async def get_health(context: Context) -> Response:
     """Answer 200 while the engine works, else 503."""
     return health(context)
 
 
 @router.get("/ping", summary="Tell whether the engine works (SageMaker)")
+@router.head("/ping", include_in_schema=False)
 @router.post("/ping", include_in_schema=False)
 async def ping(context: Context) -> Response:
     """Answer 200 while the engine works, else 503."""
@@ -33,6 +35,7 @@ async def ping(context: Context) -> Response:
 
 
 @router.get("/version", summary="Tell the version of the server")
+@router.head("/version", include_in_schema=False)
 async def get_version(context: Context) -> Response:
     """Return `{"version"}`."""
     return json_response({"version": context.version})

@@ -45,6 +45,7 @@ def serve_engine(engine: Any, settings: ServerSettings | None = None) -> Iterato
         host, port = sock.getsockname()
         yield Live(f"http://{host}:{port}", engine)
         server.should_exit = True
+        app.state.context.close()
         thread.join(10)
         assert not thread.is_alive()
 
@@ -111,9 +112,12 @@ class ScriptedEngine:
     device: str = "cpu"
     dtype: str = "float32"
     requests: list[Request] = field(default_factory=list)
+    compiler: threading.Event | None = None
 
     def validate(self, request: Request) -> None:
         self.requests.append(request)
+        if self.compiler is not None and request.params.structured is not None:
+            self.compiler.wait()
 
     async def submit(self, request: Request) -> AsyncIterator[RequestOutput]:
         for item in self.script:

@@ -57,5 +57,21 @@ def test_health_needs_no_key(url, path):
     assert httpx.get(url + path).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/health", "/ping", "/version", "/"])
+def test_probes_may_ask_for_the_head_alone(url, path):
+    response = httpx.head(url + path)
+    assert response.status_code == 200
+    assert response.content == b""
+
+
+@pytest.mark.parametrize(
+    "key", ["", " ", " padded", "padded ", "two words", "tab\t", "line\n", "schlüssel", "\x7f"]
+)
+def test_a_key_that_no_client_can_send_is_refused_at_once(key):
+    with pytest.raises(ValueError, match="API key 2 of 2") as failure:
+        ServerSettings(api_keys=("fine-key", key))
+    assert len(key) < 2 or key not in str(failure.value)
+
+
 def test_settings_do_not_print_their_keys():
     assert "first-key" not in repr(ServerSettings(api_keys=("first-key",)))

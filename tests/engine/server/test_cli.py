@@ -138,12 +138,24 @@ def test_a_taken_port_is_told_at_once():
         (["--fd", "77"], 2, "`--fd` 77 is not an open file descriptor"),
         (["--fd", "0"], 2, "`--fd` 0 is not a socket"),
         (["--port", "many"], 2, "--port"),
+        (["--api-key="], 2, "API key 1 of 1 is empty"),
+        (["--shutdown-timeout", "inf"], 2, "`--shutdown-timeout` must be between 0 and 86400 seconds"),
+        (["--shutdown-timeout", "nan", "--exit-with-parent"], 2, "`--shutdown-timeout` must be"),
+        (["--max-body-size", "lots"], 2, "is not a size"),
+        (["--max-body-size", "0"], 2, "`max_body_size`"),
     ],
 )
 def test_mistakes_are_one_readable_message(arguments, code, says):
     returncode, said = fail(*arguments, stdin=subprocess.DEVNULL)
     assert returncode == code
     assert says in said
+
+
+@pytest.mark.parametrize("value", ["", "  "])
+def test_a_variable_without_a_key_does_not_open_the_server(value):
+    code, said = fail(env={**os.environ, "MYLLM_API_KEY": value})
+    assert code == 2
+    assert "MYLLM_API_KEY is set but holds no key" in said
 
 
 def test_missing_libraries_are_named(tmp_path):
@@ -245,10 +257,58 @@ def test_ctrl_c_lets_requests_finish():
         )
         asking.start()
         time.sleep(0.3)
+        # Nested deeper than a stack of the usual size holds while it is compiled.
+        schema = {"const": "x"}
+        definitions = {}
+        for index in range(60):
+            definitions[f"d{index}"] = schema
+            schema = {"$ref": f"#/$defs/d{index}"}
+            for _ in range(45):
+                schema = {"items": schema}
+        structured = {"prompt": "x", "max_tokens": 1, "guided_json": {"$defs": definitions, **schema}}
+        assert httpx.post(f"{url}/v1/completions", json=structured, timeout=30).status_code in (200, 400)
         process.send_signal(signal.SIGINT)
         asking.join()
         assert answers[0].json()["usage"]["completion_tokens"] == 24
         # Nothing is left to wait for: the grace is not used up.
         assert process.wait(2) == 0
-    # Quiet by default: nothing but the banner.
+    # Quiet by default: a line while the model is loaded, and the banner.
+    assert lines.pop(0) == "Loading smollm2 …\n"
     assert len([line for line in lines if not re.match(r"\S+ \S+ WARNING", line)]) == 8
+
+
+def test_a_thread_that_hangs_does_not_keep_the_server_from_ending(tmp_path):
+    # A server whose engine takes for ever to compile a constraint, and to close.
+    script = tmp_path / "serve.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import time
+            from types import SimpleNamespace
+            from myllm_engine.config import EngineConfig
+            from myllm_engine.server import run
+            from myllm_engine.server.settings import ServerSettings
+
+            engine = SimpleNamespace(
+                config=EngineConfig(), model_name="M", max_model_len=99, device="cpu", dtype="float32", error=None,
+                tokenizer=SimpleNamespace(encode=lambda text, **_: [1]),
+                stats=lambda: SimpleNamespace(kv_pages_total=2),
+                validate=lambda request: time.sleep(600),
+                close=lambda: time.sleep(600),
+            )
+            run._load = lambda config: engine
+            run.run(engine.config, ServerSettings(), run.Listen(port=0), log_level="warning", shutdown_timeout=0.1)
+            """
+        )
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
+    try:
+        url = next(
+            match[1] for line in process.stderr if (match := re.search(r"OpenAI +(http://\S+)/v1", line))
+        )
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/completions", json={"prompt": "x", "guided_regex": "a"}, timeout=0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(8) == 0
+    finally:
+        process.kill()

@@ -80,9 +80,27 @@ def test_tgi_s_grammar(http, grammar, pattern):
         ({"response_format": {"type": "json_schema"}}, "`json_schema` with a `schema` is required"),
         ({"response_format": {"type": "jsn"}}, "json_object"),
         ({"guided_choice": []}, "`guided_choice`"),
+        (
+            {"guided_choice": [f"text {i}" for i in range(2001)]},
+            "it has 2001 texts, and this server compiles 2000",
+        ),
+        ({"structured_outputs": {"choice": ["x" * 300_000]}}, "The choice is too large"),
+        ({"guided_regex": "x" * 300_000}, "The regex is too large"),
+        ({"guided_json": {"title": "x" * 300_000}}, "The json schema is too large: it has 3000"),
+        ({"guided_grammar": 'root ::= "x"' + " " * 70_000}, "The grammar is too large"),
     ],
 )
 def test_a_bad_constraint_is_a_400_that_says_why(http, fields, words):
     reply = http.post("/v1/completions", json={"prompt": "Hello", "max_tokens": 3, **fields})
     assert reply.status_code == 400
     assert words in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [{"type": "regex", "value": "x" * 300_000}, {"type": "json", "value": {"title": "x" * 300_000}}],
+)
+def test_tgi_refuses_a_large_grammar(http, grammar):
+    reply = http.post("/generate", json={"inputs": "Hello", "parameters": {"grammar": grammar}})
+    assert reply.status_code == 422
+    assert "is too large" in reply.json()["error"]

@@ -8,7 +8,8 @@ import httpx
 import openai
 import pytest
 
-from myllm_engine.errors import EngineDeadError, QueueFullError
+from myllm_engine.config import EngineConfig
+from myllm_engine.errors import EngineDeadError, InvalidRequestError, QueueFullError
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -73,7 +74,12 @@ def test_a_wrong_field_is_named(healthy, path, field, value, says):
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "--max-logprobs"),
         ({"continue_final_message": True}, "continue_final_message", "add_generation_prompt"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens", "differ"),
-        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "must not set"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "must not set `messages`"),
+        ({"chat_template_kwargs": {"documents": []}}, "chat_template_kwargs", "must not set `documents`"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs", "must not set `tokenize`"),
+        ({"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs", "must not set `self`"),
+        ({"documents": [{"text": "x"}]}, "documents", "not supported"),
+        ({"messages": [{"role": "user", "content": "x"}] * 5000}, "messages", "at most 4096"),
         (
             {"stream": True, "stream_options": {"include_usages": 1}},
             "stream_options.include_usages",
@@ -95,6 +101,8 @@ def test_a_wrong_chat_request_is_explained(healthy, change, param, says):
         ({"prompt": 5}, "prompt"),
         ({"prompt": [[]]}, "prompt"),
         ({"prompt": [1, "a"]}, None),
+        ({"prompt": ["a"] * 1025}, "prompt"),
+        ({"prompt": ["a"] * 9, "n": 128}, "n"),
         ({"best_of": 3}, "best_of"),
         ({"suffix": "x"}, "suffix"),
         ({"logprobs": 21}, "logprobs"),
@@ -104,6 +112,7 @@ def test_a_wrong_chat_request_is_explained(healthy, change, param, says):
         ({"prompt": "\ud800"}, None),
         ({"\ud800": 1}, None),
         ({"logit_bias": {"\ud800": 1}}, None),
+        ({"logit_bias": {"1": "high"}}, "logit_bias"),
     ],
 )
 def test_a_wrong_completion_request_is_refused(healthy, change, param):
@@ -182,6 +191,21 @@ def test_a_full_queue_is_a_503_that_says_when_to_retry(scripted):
         response = httpx.post(f"{live.url}/generate", json={"inputs": "x"})
         assert response.status_code == 429
         assert response.json() == {"error": "Model is overloaded", "error_type": "overloaded"}
+
+
+def test_a_request_that_never_fits_is_not_told_to_come_back(scripted):
+    # What the engine itself says of a single request ...
+    with scripted([InvalidRequestError("`n` 9 is more than may run and wait", param="n")]) as live:
+        response = httpx.post(f"{live.url}/v1/completions", json={"prompt": "x", "n": 9})
+        assert response.status_code == 400
+        assert "retry-after" not in response.headers
+        assert httpx.post(f"{live.url}/generate", json={"inputs": "x"}).status_code == 422
+    # ... and what it cannot know: all requests that one body makes.
+    with scripted([], config=EngineConfig(max_num_seqs=2, max_queue=1)) as live:
+        response = httpx.post(f"{live.url}/v1/completions", json={"prompt": ["x", "y"], "n": 2})
+        assert response.status_code == 400
+        assert "asks for 4 sequences (prompts x n), and no more than 3" in response.json()["error"]["message"]
+        assert live.engine.requests == []
 
 
 def test_a_dead_engine_is_told_by_requests_and_health(scripted):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -14,8 +13,8 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
 from ...request import Request
-from ..errors import diagnose, invalid
-from ..generation import Generation, encode
+from ..errors import diagnose
+from ..generation import Generation, encode, until_disconnect
 from ..responses import EventStream, json_response
 from ..settings import Context, ServerContext
 from .chunks import DONE, ChunkWriter, usage
@@ -25,9 +24,6 @@ from .models import resolve_model
 from .protocol import ChatRequest
 
 router = APIRouter(route_class=OpenAIRoute, tags=["OpenAI"])
-
-# Set from fields of their own; a template variable of that name must not overrule them.
-_RESERVED_KWARGS = ("messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template")
 
 
 @dataclass(slots=True)
@@ -49,10 +45,10 @@ async def create_chat_completion(body: ChatRequest, context: Context, http: Http
         max_tokens=body.completion_limit, logprobs=(body.top_logprobs or 0) if body.logprobs else None
     )
     answer_id = f"chatcmpl-{uuid.uuid4().hex}"
-    token_ids = await _render(body, context)
+    token_ids = await _render(body, context, http)
     request = Request(prompt_token_ids=token_ids, params=params, request_id=answer_id)
     head = {"id": answer_id, "object": "chat.completion", "created": int(time.time()), "model": model}
-    generation = await Generation.open(context.engine, [request], http)
+    generation = await Generation.open(context, [request], http)
     answer = _Answer(body, context, generation, head)
     if body.stream:
         head["object"] = "chat.completion.chunk"
@@ -60,22 +56,19 @@ async def create_chat_completion(body: ChatRequest, context: Context, http: Http
     return json_response(await _collect(answer, http))
 
 
-async def _render(body: ChatRequest, context: ServerContext) -> list[int]:
-    kwargs = body.chat_template_kwargs or {}
-    for name in _RESERVED_KWARGS:
-        if name in kwargs:
-            raise invalid(f"`chat_template_kwargs` must not set `{name}`", "chat_template_kwargs")
-    tokenizer = context.engine.tokenizer
+async def _render(body: ChatRequest, context: ServerContext, http: HttpRequest) -> list[int]:
     # Templates are programs: a slow one must not hold up the streams of others.
-    prompt = await asyncio.to_thread(
-        tokenizer.render_chat,
+    rendering = context.readers.run(
+        context.engine.tokenizer.render_chat,
         [message.for_template() for message in body.messages],
         add_generation_prompt=body.add_generation_prompt is not False,
         continue_final_message=bool(body.continue_final_message),
-        **kwargs,
+        **(body.chat_template_kwargs or {}),
     )
+    prompt = await until_disconnect(http, rendering)
     # The template writes the special tokens itself.
-    return await encode(tokenizer, prompt, add_special_tokens=bool(body.add_special_tokens))
+    [token_ids] = await encode(context, [prompt], http, add_special_tokens=bool(body.add_special_tokens))
+    return token_ids
 
 
 async def _collect(answer: _Answer, http: HttpRequest) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -36,11 +36,13 @@ class _Answer:
     context: ServerContext
     generation: Generation
     head: dict[str, Any]
-    echoes: list[str] = field(default_factory=list)
 
     def prefix(self, index: int) -> str:
         """Return what the text of a choice begins with: its prompt, if it is to be echoed."""
-        return self.echoes[index // (self.body.n or 1)] if self.echoes else ""
+        if not self.body.echo:
+            return ""
+        prompt = self.body.prompt[index // (self.body.n or 1)]
+        return prompt if isinstance(prompt, str) else self.context.engine.tokenizer.decode(prompt)
 
 
 @router.post("/v1/completions", summary="Complete a text")
@@ -51,23 +53,22 @@ async def create_completion(body: CompletionRequest, context: Context, http: Htt
     params = body.sampling_params(
         max_tokens=_DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens, logprobs=body.logprobs
     )
-    tokenizer = context.engine.tokenizer
     answer_id = f"cmpl-{uuid.uuid4().hex}"
-    requests = []
-    for index, prompt in enumerate(body.prompt):
-        token_ids = (
-            await encode(tokenizer, prompt, add_special_tokens=body.add_special_tokens is not False)
-            if isinstance(prompt, str)
-            else prompt
+    texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]
+    encoded = iter(
+        await encode(context, texts, http, add_special_tokens=body.add_special_tokens is not False)
+    )
+    requests = [
+        Request(
+            prompt_token_ids=next(encoded) if isinstance(prompt, str) else prompt,
+            params=params,
+            request_id=f"{answer_id}-{index}",
         )
-        requests.append(Request(prompt_token_ids=token_ids, params=params, request_id=f"{answer_id}-{index}"))
-    head = {"id": answer_id, "object": "text_completion", "created": int(time.time()), "model": model}
-    echoes = [
-        prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
-        for prompt in (body.prompt if body.echo else ())
+        for index, prompt in enumerate(body.prompt)
     ]
-    generation = await Generation.open(context.engine, requests, http)
-    answer = _Answer(body, context, generation, head, echoes)
+    head = {"id": answer_id, "object": "text_completion", "created": int(time.time()), "model": model}
+    generation = await Generation.open(context, requests, http)
+    answer = _Answer(body, context, generation, head)
     if body.stream:
         return EventStream(_stream(answer), source=generation)
     return json_response(await _collect(answer, http))
@@ -101,7 +102,7 @@ async def _stream(answer: _Answer) -> AsyncGenerator[bytes, None]:
     )
     n = body.n or 1
     logprobs = [CompletionLogprobs(answer.context.engine.tokenizer) for _ in range(n * len(body.prompt))]
-    begun = [not answer.echoes] * len(logprobs)
+    begun = [not body.echo] * len(logprobs)
     try:
         async for request_index, output in generation:
             for sequence in output.outputs:

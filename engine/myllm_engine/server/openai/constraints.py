@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from ...request import Structured
+from ..constraints import bounded
 from ..errors import invalid
 from ..fields import StrictModel, refusal
 
@@ -50,7 +51,7 @@ class StructuredOutputs(StrictModel):
     json_: dict[str, Any] | str | None = Field(None, alias="json")
     json_object: bool | None = None
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Annotated[list[str], Field(fail_fast=True)] | None = None
     grammar: str | None = None
 
 
@@ -68,7 +69,7 @@ def constraint(
 
     Raises:
         InvalidRequestError: the constraint's value is of a wrong type.
-        ProblemError: more than one constraint.
+        ProblemError: more than one constraint, or one that is too large.
     """
     found: list[Structured] = []
     if response_format is not None and response_format.type != "text":
@@ -86,7 +87,7 @@ def constraint(
     if len(found) > 1:
         names = ", ".join(f"`{item.param}` ({item.kind})" for item in found)
         raise invalid(f"A request can have one constraint only; this one has {names}")
-    return found[0] if found else None
+    return bounded(found[0]) if found else None
 
 
 def _each(values: dict[str, Any], param: str) -> list[Structured]:

@@ -12,6 +12,7 @@ from ..responses import json_response
 # status there, where OpenAI has a word or null.
 _STATUS = {
     Kind.INVALID: (400, "BadRequestError"),
+    Kind.TOO_LARGE: (413, "RequestEntityTooLargeError"),
     Kind.UNAUTHORIZED: (401, "AuthenticationError"),
     Kind.NOT_FOUND: (404, "NotFoundError"),
     Kind.METHOD_NOT_ALLOWED: (405, "MethodNotAllowedError"),

@@ -5,6 +5,7 @@ Types are checked here, ranges by `SamplingParams`: one place knows each rule.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -78,7 +79,45 @@ _SAMPLING_FIELDS = (
     "typical_p",
 )
 
+# What `chat_template_kwargs` may not name: parameters of transformers' `apply_chat_template`. Some have
+# fields of their own (`documents` is refused there), the others are no variables of a template.
+_NO_TEMPLATE_VARIABLES = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "self",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+
 _GUIDED_FIELDS = ("guided_json", "guided_json_object", "guided_regex", "guided_choice", "guided_grammar")
+
+
+# The first wrong item is told: a list of millions would take seconds to report in full.
+TokenIds = Annotated[list[StrictInt], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+
+
+def _check_bias(bias: Any) -> Any:
+    """Refuse the first wrong entry; pydantic would report every one of a million."""
+    for token, value in bias.items() if isinstance(bias, dict) else ():
+        if not re.fullmatch(r"[0-9]{1,18}", str(token)):
+            raise refusal(f"`logit_bias` keys must be token ids; got {str(token)[:50]!r}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise refusal(f"`logit_bias` values must be numbers; got {str(value)[:50]!r}")
+    return bias
 
 
 class StreamOptions(StrictModel):
@@ -108,14 +147,13 @@ class GenerationRequest(StrictModel):
     frequency_penalty: float | None = Field(None, description="In [-2, 2]; default 0.")
     presence_penalty: float | None = Field(None, description="In [-2, 2]; default 0.")
     repetition_penalty: float | None = Field(None, description="Above 0; counts the prompt too; default 1.")
-    logit_bias: dict[int, float] | None = Field(
-        None, description="Added to the logits, by token id; clamped to [-100, 100]."
-    )
+    logit_bias: Annotated[
+        dict[int, float] | None,
+        BeforeValidator(_check_bias, json_schema_input_type=dict[str, float] | None),
+    ] = Field(None, description="Added to the logits, by token id; clamped to [-100, 100].")
     seed: StrictInt | None = Field(None, description="Makes the answer reproducible.")
-    stop: str | list[str] | None = Field(
-        None, description="Strings that end the text and are left out of it."
-    )
-    stop_token_ids: list[StrictInt] | None = Field(None, description="Tokens that end the text.")
+    stop: str | Texts | None = Field(None, description="Strings that end the text and are left out of it.")
+    stop_token_ids: TokenIds | None = Field(None, description="Tokens that end the text.")
     include_stop_str_in_output: bool | None = Field(None, description="Leave the stop string in the text.")
     ignore_eos: bool | None = Field(None, description="Go on after the end-of-sequence token.")
     min_tokens: StrictInt | None = Field(None, description="Tokens before which nothing ends the text.")
@@ -128,7 +166,7 @@ class GenerationRequest(StrictModel):
     guided_json: dict[str, Any] | str | None = Field(None, description="vLLM's before 0.12: a JSON Schema.")
     guided_json_object: bool | None = Field(None, description="vLLM's before 0.12: any JSON object.")
     guided_regex: str | None = Field(None, description="vLLM's before 0.12: a regular expression.")
-    guided_choice: list[str] | None = Field(None, description="vLLM's before 0.12: one of these texts.")
+    guided_choice: Texts | None = Field(None, description="vLLM's before 0.12: one of these texts.")
     guided_grammar: str | None = Field(None, description="vLLM's before 0.12: a grammar, Lark's or GBNF.")
 
     @model_validator(mode="after")
@@ -166,13 +204,21 @@ class GenerationRequest(StrictModel):
         )
 
 
+# Completions of one request, over all its prompts.
+_MAX_CHOICES = 1024
+
+
 def _normalize_prompt(prompt: Any) -> Any:
     """Return a list of prompts: strings or lists of token ids."""
     if isinstance(prompt, str):
         return [prompt]
     if not isinstance(prompt, list) or not prompt:
         raise refusal("`prompt` must be a string, a list of strings, or one or more lists of token ids")
-    return [prompt] if isinstance(prompt[0], int) else prompt
+    if isinstance(prompt[0], int):
+        return [prompt]
+    if len(prompt) > _MAX_CHOICES:
+        raise refusal(f"`prompt` holds {len(prompt)} prompts; a request may have {_MAX_CHOICES}")
+    return prompt
 
 
 class CompletionRequest(GenerationRequest):
@@ -185,7 +231,7 @@ class CompletionRequest(GenerationRequest):
     }
 
     prompt: Annotated[
-        Sequence[str | list[StrictInt]],
+        Sequence[str | TokenIds],
         BeforeValidator(
             _normalize_prompt, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
         ),
@@ -194,6 +240,17 @@ class CompletionRequest(GenerationRequest):
     echo: bool | None = Field(None, description="Begin the text with the prompt.")
     best_of: StrictInt | None = Field(None, description="Only as large as `n`.")
     add_special_tokens: bool | None = Field(None, description="Tokenize with the model's BOS; default true.")
+
+    @model_validator(mode="after")
+    def _few_choices(self) -> CompletionRequest:
+        choices = len(self.prompt) * (self.n or 1)
+        if choices > _MAX_CHOICES:
+            raise refusal(
+                f"{len(self.prompt)} prompts with `n` {self.n} make {choices} completions; "
+                f"a request may have {_MAX_CHOICES}",
+                "n",
+            )
+        return self
 
     @model_validator(mode="after")
     def _limits_of_this_slice(self) -> CompletionRequest:
@@ -228,7 +285,7 @@ class Message(StrictModel):
     )
 
     role: str
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
 
     @field_validator("role")
@@ -298,7 +355,7 @@ class ChatRequest(GenerationRequest):
         "prediction",
     }
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=4096)
     logprobs: bool | None = Field(None, description="Give the log-probability of each token.")
     top_logprobs: StrictInt | None = Field(None, description="And of so many likely ones; needs `logprobs`.")
     max_completion_tokens: StrictInt | None = Field(
@@ -314,6 +371,14 @@ class ChatRequest(GenerationRequest):
         None, description="Add a BOS on top of the template's; default false."
     )
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the chat template.")
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _template_variables(cls, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+        for name in kwargs or ():
+            if name in _NO_TEMPLATE_VARIABLES:
+                raise refusal(f"`chat_template_kwargs` must not set `{name}`")
+        return kwargs
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatRequest:

@@ -11,6 +11,7 @@ from ..responses import json_response
 # Status and error_type as in TGI's router (router/src/infer/mod.rs, `InferError`).
 _STATUS = {
     Kind.INVALID: (422, "validation"),
+    Kind.TOO_LARGE: (413, "validation"),
     Kind.UNAUTHORIZED: (401, "unauthorized"),
     Kind.NOT_FOUND: (404, "not_found"),
     Kind.METHOD_NOT_ALLOWED: (405, "method_not_allowed"),
@@ -23,7 +24,7 @@ _STATUS = {
 def body(problem: Problem) -> dict[str, str]:
     """Return the JSON body of an error."""
     message = problem.message
-    if problem.kind is Kind.INVALID:
+    if problem.kind in (Kind.INVALID, Kind.TOO_LARGE):
         message = f"Input validation error: {message}"
     elif problem.kind is Kind.OVERLOADED:
         message = "Model is overloaded"

@@ -96,7 +96,8 @@ async def _open(body: GenerateRequest, context: ServerContext, http: HttpRequest
     planned = plan(body, context.settings, max_model_len=engine.max_model_len, stream=stream)
     if not body.inputs:
         raise invalid("`inputs` cannot be empty", "inputs")
-    prompt, token_ids = body.inputs, await encode(engine.tokenizer, body.inputs)
+    prompt = body.inputs
+    [token_ids] = await encode(context, [prompt], http)
     truncate = body.params.truncate
     if truncate is not None and truncate < len(token_ids):
         token_ids = token_ids[-truncate:]
@@ -106,7 +107,7 @@ async def _open(body: GenerateRequest, context: ServerContext, http: HttpRequest
         prompt_token_ids=token_ids, params=planned.sampling, request_id=f"tgi-{uuid.uuid4().hex}"
     )
     validated = time.monotonic()
-    generation = await Generation.open(engine, [request], http)
+    generation = await Generation.open(context, [request], http)
     return _Job(body, context, planned, prompt, generation, received, validated)
 
 

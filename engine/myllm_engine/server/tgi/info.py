@@ -13,6 +13,7 @@ router = APIRouter(route_class=TGIRoute, tags=["TGI"])
 
 
 @router.get("/", summary="Tell whether the engine works")
+@router.head("/", include_in_schema=False)
 async def root_health(context: Context) -> Response:
     """Answer 200 while the engine works, else 503."""
     return health(context)

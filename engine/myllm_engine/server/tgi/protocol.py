@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, StrictInt
 
 from ...request import SamplingParams, Structured
+from ..constraints import bounded
 from ..errors import invalid
 from ..fields import StrictModel
 from ..settings import ServerSettings
@@ -24,13 +25,18 @@ class Grammar(StrictModel):
     value: Any
 
     def structured(self) -> Structured:
-        """Return the engine's constraint; raise InvalidRequestError if the value is of a wrong type."""
+        """Return the engine's constraint.
+
+        Raises:
+            InvalidRequestError: the value is of a wrong type.
+            ProblemError: it is too large.
+        """
         if self.type == "regex":
-            return Structured.regex(self.value, param="grammar")
+            return bounded(Structured.regex(self.value, param="grammar"))
         schema = self.value
         if self.type == "json_schema" and isinstance(schema, dict):
             schema = schema.get("schema", schema)
-        return Structured.json_schema(schema, param="grammar")
+        return bounded(Structured.json_schema(schema, param="grammar"))
 
 
 class Parameters(StrictModel):
