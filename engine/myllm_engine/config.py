@@ -25,7 +25,8 @@ class EngineConfig:
         max_num_batched_tokens: token budget of one step, over all sequences; default: 512 on CPU, 8192 on a
             GPU, and never less than `max_num_seqs`.
         page_size: tokens a KV page holds.
-        kv_cache_memory: bytes for the KV cache; default: sized from free memory.
+        kv_cache_memory: bytes for the KV cache, of which no more are taken than `max_num_seqs` sequences of
+            `max_model_len` tokens can use; default: sized from free memory.
         gpu_memory_utilization: share of the GPU's memory that weights, activations and KV cache may take
             together.
         seed: seeds the requests that bring no seed of their own.

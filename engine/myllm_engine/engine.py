@@ -21,7 +21,7 @@ from .request import CompletionOutput, Request, RequestOutput
 from .runner import ModelRunner
 from .sampler import SampledToken, derive_seed, sample
 from .scheduler import Scheduler
-from .sequence import Sequence
+from .sequence import PreparedRequest, Sequence
 from .structured import GrammarCompiler
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -102,7 +102,13 @@ class Engine:
         )
 
     def validate(self, request: Request) -> None:
-        """Check a request against the model.
+        """Check a request against the model; see `prepare`."""
+        self.prepare(request)
+
+    def prepare(self, request: Request) -> PreparedRequest:
+        """Check a request against the model and compile its constraint, which may take long.
+
+        May be called from any thread.
 
         Raises:
             InvalidRequestError: a token id that the model does not have; an unenforceable constraint.
@@ -120,22 +126,22 @@ class Engine:
                     f"`{name}` holds token id {largest}, but the vocabulary has {self.vocab_size} tokens",
                     param=name,
                 )
-        if params.structured is not None:
-            # Here, in the caller's thread, for it may take long; the engine's then finds it compiled.
-            self._grammars.check(params.structured)
         prompt_tokens = len(request.prompt_token_ids)
         if prompt_tokens + (params.max_tokens or 1) > self.max_model_len:
             raise ContextLengthError.for_model(
                 prompt_tokens=prompt_tokens, max_tokens=params.max_tokens, limit=self.max_model_len
             )
+        matcher = None if params.structured is None else self._grammars.matcher(params.structured)
+        return PreparedRequest(request, matcher)
 
-    def add_request(self, request: Request) -> None:
+    def add_request(self, request: Request | PreparedRequest) -> None:
         """Queue a request.
 
         Raises:
-            InvalidRequestError: see `validate`; or a request of this id is in flight.
+            InvalidRequestError: see `prepare`; or a request of this id is in flight.
         """
-        self.validate(request)
+        prepared = request if isinstance(request, PreparedRequest) else self.prepare(request)
+        request = prepared.request
         if request.request_id in self._requests:
             raise InvalidRequestError(f"A request with the id {request.request_id!r} is in flight already")
         params = request.params
@@ -157,7 +163,7 @@ class Engine:
                     stop=params.stop,
                     include_stop=params.include_stop_str_in_output,
                 ),
-                matcher=self._grammars.matcher(params.structured) if params.structured else None,
+                matcher=None if prepared.matcher is None else prepared.matcher.copy(),
             )
             for index in range(params.n)
         ]
@@ -301,7 +307,7 @@ class AsyncEngine:
         return self._loop.error
 
     def validate(self, request: Request) -> None:
-        """Check a request against the model; see `Engine.validate`."""
+        """Check a request against the model; see `Engine.prepare`. May be called from any thread."""
         self._engine.validate(request)
 
     async def submit(self, request: Request) -> AsyncGenerator[RequestOutput]:
@@ -311,17 +317,20 @@ class AsyncEngine:
         A reader slower than the engine gets several steps' outputs joined to one.
 
         Raises:
-            InvalidRequestError, ContextLengthError: see `validate`, or `n` is more than may ever wait;
+            InvalidRequestError, ContextLengthError: see `Engine.prepare`, or `n` is more than may ever wait;
                 nothing was queued.
             QueueFullError: `max_queue` sequences wait already.
             ConstraintError: the constraint became too complex to follow in the middle of the text.
             GenerationError: the model's logits for this request are not numbers that can be sampled from.
             EngineDeadError: the engine is closed or died, before or while the request ran.
         """
-        self.validate(request)
+        if request.params.structured is None:
+            prepared = self._engine.prepare(request)
+        else:  # compiling takes from 1 ms to seconds, which neither the event loop nor the engine may wait
+            prepared = await asyncio.to_thread(self._engine.prepare, request)
         self._check_queue(request)
         stream = OutputStream(request, asyncio.get_running_loop())
-        self._loop.open(request, stream)
+        self._loop.open(prepared, stream)
         try:
             while not stream.finished:
                 yield await stream.get()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .errors import ModelLoadError
+
 
 class PagePool:
     """Hand out page numbers. Page 0 is never handed out: it takes the writes of padding rows.
@@ -75,6 +77,9 @@ class KVCache:
         page_size: tokens a page holds.
         dtype: of keys and values.
         device: where they lie.
+
+    Raises:
+        ModelLoadError: there is not as much memory.
     """
 
     def __init__(
@@ -92,7 +97,14 @@ class KVCache:
         for layer in layers:
             for tensors, dim in ((self.keys, layer.key_dim), (self.values, layer.value_dim)):
                 shape = (num_pages, page_size, layer.num_kv_heads, dim)
-                tensors.append(torch.zeros(shape, dtype=dtype, device=device))
+                try:
+                    tensors.append(torch.zeros(shape, dtype=dtype, device=device))
+                except RuntimeError as error:  # torch's own out-of-memory errors are RuntimeErrors
+                    size = num_pages * page_bytes(layers, page_size, dtype)
+                    raise ModelLoadError(
+                        f"The KV cache of {size} bytes does not fit into the memory of {str(device)!r}: set "
+                        f"`kv_cache_memory`, or lower `max_num_seqs` or `max_model_len` ({error})"
+                    ) from error
 
 
 def page_bytes(layers: SequenceOf[LayerShape], page_size: int, dtype: torch.dtype) -> int:

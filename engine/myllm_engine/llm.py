@@ -80,10 +80,8 @@ class LLM:
         return self.generate([self.tokenizer.encode_chat(each, **template) for each in many], params)
 
     def _run(self, requests: list[Request]) -> list[RequestOutput]:
-        for request in requests:
-            self.engine.validate(request)
-        for request in requests:
-            self.engine.add_request(request)
+        for prepared in [self.engine.prepare(request) for request in requests]:
+            self.engine.add_request(prepared)
         results: dict[str, RequestOutput] = {}
         try:
             while self.engine.has_unfinished():

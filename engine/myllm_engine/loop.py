@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 
 from .errors import EngineDeadError, EngineError, InvalidRequestError
 from .request import Request, RequestOutput
+from .sequence import PreparedRequest
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ _Item: TypeAlias = "tuple[OutputStream, RequestOutput | EngineError]"
 class SteppedEngine(Protocol):
     """What the loop needs of an engine; used from the loop's thread only."""
 
-    def add_request(self, request: Request) -> None:
+    def add_request(self, request: PreparedRequest) -> None:
         """Queue a request."""
 
     def abort(self, request_id: str) -> RequestOutput | None:
@@ -104,7 +105,7 @@ class EngineLoop:
         with self._wake:
             return sum(stream.num_sequences for stream in self._streams.values())
 
-    def open(self, request: Request, stream: OutputStream) -> None:
+    def open(self, request: PreparedRequest, stream: OutputStream) -> None:
         """Send a request to the engine; its outputs go to `stream`.
 
         Raises:
@@ -114,11 +115,9 @@ class EngineLoop:
         with self._wake:
             if self._closing or self.error is not None:
                 raise self._dead()
-            if request.request_id in self._streams:
-                raise InvalidRequestError(
-                    f"A request with the id {request.request_id!r} is in flight already"
-                )
-            self._streams[request.request_id] = stream
+            if stream.request_id in self._streams:
+                raise InvalidRequestError(f"A request with the id {stream.request_id!r} is in flight already")
+            self._streams[stream.request_id] = stream
             self._inbox.append(lambda: self._add(request))
             self._wake.notify()
 
@@ -174,12 +173,12 @@ class EngineLoop:
             command()
         return True
 
-    def _add(self, request: Request) -> None:
+    def _add(self, request: PreparedRequest) -> None:
         try:
             self._engine.add_request(request)
         except EngineError as error:  # this request's fault, and no reason to end the others
             with self._wake:
-                stream = self._streams.pop(request.request_id, None)
+                stream = self._streams.pop(request.request.request_id, None)
             if stream is not None:
                 self._send([(stream, error)])
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from .config import EngineConfig
+from .errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +30,24 @@ def num_pages(
         max_model_len: tokens of the longest sequence.
         device: where the pages lie.
         peak_bytes: what a forward pass needs on top of what is allocated now (GPU only).
+
+    Raises:
+        ModelLoadError: `kv_cache_memory` is more than there is.
     """
     size = config.page_size
     longest = -(-max_model_len // size)
-    if config.kv_cache_memory is not None:
-        return max(config.kv_cache_memory // page_bytes, 2)
     # More than every sequence at full length can never be used.
     useful = config.max_num_seqs * longest + 1
+    if config.kv_cache_memory is not None:
+        count = max(min(useful, config.kv_cache_memory // page_bytes), 2)
+        # The system would promise memory that it does not have, and end the process when it is used.
+        if device.type == "cpu" and count * page_bytes > available_memory():
+            raise ModelLoadError(
+                f"The KV cache would take {count * page_bytes} bytes, and {available_memory()} are free: "
+                f"lower `kv_cache_memory` ({config.kv_cache_memory}), `max_num_seqs` ({config.max_num_seqs}) or "
+                f"`max_model_len` ({max_model_len})"
+            )
+        return count
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         budget = free - total * (1.0 - config.gpu_memory_utilization) - peak_bytes

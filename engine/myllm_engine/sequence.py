@@ -15,11 +15,27 @@ if TYPE_CHECKING:
 class Matcher(Protocol):
     """What a sequence needs of its grammar; see `structured.Matcher`."""
 
+    def copy(self) -> Matcher:
+        """Return a matcher at the same place, which goes on by itself."""
+
     def mask(self, row: torch.Tensor) -> None:
         """Set the logits of tokens that may not come next to -inf; may raise ConstraintError."""
 
     def append(self, token_id: int) -> bool:
         """Follow a token; return whether the text is complete and can't go on; may raise ConstraintError."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """Hold a request that was checked against the model, with what may take long to make.
+
+    Attributes:
+        request: the request.
+        matcher: its compiled constraint, to be copied for each sequence; None when it is free.
+    """
+
+    request: Request
+    matcher: Matcher | None = None
 
 
 @dataclass(slots=True, eq=False)

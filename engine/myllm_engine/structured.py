@@ -42,17 +42,13 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._compile = functools.lru_cache(maxsize=_CACHED_GRAMMARS)(self._compile_now)
 
-    def check(self, constraint: Structured) -> None:
-        """Compile a constraint ahead of its use.
+    def matcher(self, constraint: Structured) -> Matcher:
+        """Compile a constraint, unless it is cached, and return a matcher at the beginning of the text.
 
         Raises:
             InvalidRequestError: it is malformed, too large, or asks for what cannot be enforced; llguidance
                 is not installed.
         """
-        self._compile(constraint)
-
-    def matcher(self, constraint: Structured) -> Matcher:
-        """Return a matcher at the beginning of the text; raises as `check` does."""
         return Matcher(self._compile(constraint).deep_copy(), constraint, self._vocab_size)
 
     def _compile_now(self, constraint: Structured) -> LLMatcher:
@@ -109,6 +105,10 @@ class Matcher:
         self._constraint = constraint
         self._vocab_size = vocab_size
         self._bits = np.zeros((1, (vocab_size + 31) // 32), dtype=np.int32)
+
+    def copy(self) -> Matcher:
+        """Return a matcher at the same place, which goes on by itself."""
+        return Matcher(self._matcher.deep_copy(), self._constraint, self._vocab_size)
 
     def mask(self, row: torch.Tensor) -> None:
         """Set the logits `[vocab_size]` of tokens that would make the text invalid to -inf, in place.

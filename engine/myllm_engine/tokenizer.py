@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import tokenizers
 
 from .errors import InvalidRequestError, ModelLoadError
@@ -107,6 +107,7 @@ class Tokenizer:
     def render_chat(
         self,
         messages: list[dict[str, Any]],
+        /,
         *,
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
@@ -125,8 +126,14 @@ class Tokenizer:
             kwargs: further variables of the template.
 
         Raises:
-            InvalidRequestError: there is no template, or it refuses the messages.
+            InvalidRequestError: there is no template, or it refuses the messages; a variable has the name of
+                one of transformers' own arguments.
         """
+        if reserved := sorted(_template_arguments() & kwargs.keys()):
+            raise InvalidRequestError(
+                f"`{reserved[0]}` cannot be a variable of the chat template: the name is taken",
+                param="chat_template_kwargs",
+            )
         template = chat_template or self.chat_template
         if template is None:
             raise InvalidRequestError(
@@ -144,15 +151,25 @@ class Tokenizer:
                 continue_final_message=continue_final_message,
                 **kwargs,
             )
-        # A template is a program that the messages run: what it does not expect shows as any of these.
-        except (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
+        # A template is a program that the messages run: what it does not expect shows as any exception.
+        except Exception as error:
             raise InvalidRequestError(
-                f"The chat template cannot render these messages: {error}", param="messages"
+                f"The chat template cannot render these messages: {error or type(error).__name__}",
+                param="messages",
             ) from error
 
-    def encode_chat(self, messages: list[dict[str, Any]], **kwargs: Any) -> list[int]:
+    def encode_chat(self, messages: list[dict[str, Any]], /, **kwargs: Any) -> list[int]:
         """Return the ids of `render_chat(messages, **kwargs)`; the template writes its own special tokens."""
         return self.encode(self.render_chat(messages, **kwargs), add_special_tokens=False)
+
+
+@functools.cache
+def _template_arguments() -> frozenset[str]:
+    """Return the names that mean something else to transformers than a variable of the template."""
+    from transformers import PreTrainedTokenizerBase
+
+    taken = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    return frozenset(taken) - {"documents", "kwargs"}
 
 
 def load_tokenizer(

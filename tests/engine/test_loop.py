@@ -12,6 +12,7 @@ import pytest
 from myllm_engine.errors import EngineDeadError, InvalidRequestError
 from myllm_engine.loop import EngineLoop, OutputStream
 from myllm_engine.request import CompletionOutput, Request, RequestOutput, SamplingParams
+from myllm_engine.sequence import PreparedRequest
 
 
 class CountingEngine:
@@ -25,7 +26,8 @@ class CountingEngine:
         self.pause = threading.Event()
         self.pause.set()
 
-    def add_request(self, request: Request) -> None:
+    def add_request(self, prepared: PreparedRequest) -> None:
+        request = prepared.request
         if request.request_id == "bad":
             raise InvalidRequestError("bad request")
         self.requests[request.request_id] = (request, 0)
@@ -71,7 +73,7 @@ def loop(engine: CountingEngine) -> Iterator[EngineLoop]:
 def open_stream(loop: EngineLoop, name: str, max_tokens: int = 5) -> OutputStream:
     request = Request(prompt_token_ids=[1], params=SamplingParams(max_tokens=max_tokens), request_id=name)
     stream = OutputStream(request, asyncio.get_running_loop())
-    loop.open(request, stream)
+    loop.open(PreparedRequest(request), stream)
     return stream
 
 

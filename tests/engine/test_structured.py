@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import re
+import threading
 
 import jsonschema
 import pytest
@@ -196,3 +197,23 @@ def test_a_token_that_the_grammar_refuses_is_never_emitted(engine):
     (letter,) = engine.tokenizer.encode("A")
     with pytest.raises(ConstraintError):
         matcher.append(letter)
+
+
+async def test_neither_the_event_loop_nor_the_engine_compiles(async_engine, monkeypatch):
+    threads = []
+    grammars = async_engine._engine._grammars
+    compile_now = grammars._compile
+    monkeypatch.setattr(
+        grammars, "_compile", lambda item: (threads.append(threading.current_thread()), compile_now(item))[1]
+    )
+    request = Request(
+        prompt_token_ids=[1, 2], params=SamplingParams(structured=Structured.choice(["yes"]), n=3)
+    )
+    texts = ["", "", ""]
+    async for output in async_engine.submit(request):
+        for part in output.outputs:
+            texts[part.index] += part.text
+    assert texts == ["yes"] * 3
+    (thread,) = threads  # once, for all three
+    assert thread is not threading.current_thread()
+    assert thread.name != "myllm-engine"

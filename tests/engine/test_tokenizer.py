@@ -84,6 +84,23 @@ def test_template_errors_are_the_requests_fault(tokenizer: Tokenizer):
         tokenizer.render_chat([{"role": "user"}])
     with pytest.raises(InvalidRequestError):
         tokenizer.render_chat(MESSAGES, chat_template="{% if %}")
+    for failing in (
+        "{{ 1 // 0 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ 10.0 ** 400 }}",
+        "{{ none.x() }}",
+    ):
+        with pytest.raises(InvalidRequestError, match="cannot render"):
+            tokenizer.render_chat(MESSAGES, chat_template=failing)
+    for name in ("self", "conversation", "tokenize", "return_tensors"):
+        with pytest.raises(InvalidRequestError, match=f"`{name}` cannot be a variable") as caught:
+            tokenizer.encode_chat(MESSAGES, **{name: 1})
+        assert caught.value.param == "chat_template_kwargs"
+    assert (
+        tokenizer.render_chat(MESSAGES, chat_template="{{ documents }}", documents=[{"a": 1}]) == "[{'a': 1}]"
+    )
+    with pytest.raises(InvalidRequestError, match="cannot render"):  # a name of jinja's own
+        tokenizer.render_chat(MESSAGES, messages=[])
     bare = Tokenizer(tokenizer._tokenizer)
     bare.chat_template = None
     with pytest.raises(InvalidRequestError, match="--chat-template"):
