@@ -1,6 +1,7 @@
 """Compute attention over paged keys and values, for models from transformers."""
 
-from .backend import AttentionBackend, AttentionCall, make_backend
+from .backend import AttentionBackend, AttentionCall
+from .choose import make_backend
 from .interface import ATTENTION_NAME, register_attention
 
 __all__ = ["ATTENTION_NAME", "AttentionBackend", "AttentionCall", "make_backend", "register_attention"]

@@ -1,4 +1,4 @@
-"""Define what an attention backend is and choose one."""
+"""Define what an attention backend is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Protocol
 import torch
 
 from ..batch import Batch
-from ..kv_cache import KVCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +44,3 @@ class AttentionBackend(Protocol):
 
     def run(self, call: AttentionCall) -> torch.Tensor:
         """Return the attention output `[T, num_heads, value_dim]`."""
-
-
-def make_backend(cache: KVCache) -> AttentionBackend:
-    """Choose the backend for where the cache lies.
-
-    Plain torch is right on every device, and the only one so far.
-    """
-    from .torch_sdpa import TorchAttention
-
-    return TorchAttention(cache)
