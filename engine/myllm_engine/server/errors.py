@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from ..errors import EngineDeadError, InvalidRequestError, QueueFullError
+from ..errors import EngineDeadError, EngineError, InvalidRequestError, QueueFullError
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,8 @@ def diagnose(error: BaseException) -> Problem:
         return Problem(Kind.OVERLOADED, str(error), headers={"Retry-After": "1"})
     if isinstance(error, EngineDeadError):
         return Problem(Kind.ENGINE_DEAD, f"The engine has stopped and serves no request: {error}")
+    if isinstance(error, EngineError):
+        return Problem(Kind.INTERNAL, str(error))
     if isinstance(error, HTTPException):
         return _from_http(error)
     if isinstance(error, UnicodeEncodeError):

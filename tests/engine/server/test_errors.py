@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from myllm_engine.config import EngineConfig
-from myllm_engine.errors import EngineDeadError, InvalidRequestError, QueueFullError
+from myllm_engine.errors import EngineDeadError, EngineError, InvalidRequestError, QueueFullError
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -235,6 +235,16 @@ def test_a_failure_inside_a_stream_is_an_event(scripted, said):
         response = httpx.post(f"{live.url}/generate_stream", json={"inputs": "x"})
         *_, error = events(response)
         assert json.loads(error)["error_type"] == "generation"
+
+
+def test_a_request_that_fails_alone_is_told_why(scripted):
+    with scripted([EngineError("the logits of this request are no numbers")]) as live:
+        response = httpx.post(f"{live.url}/v1/completions", json={"prompt": "x"})
+        assert response.status_code == 500
+        assert response.json()["error"]["message"] == "the logits of this request are no numbers"
+        response = httpx.post(f"{live.url}/generate", json={"inputs": "x"})
+        assert response.status_code == 500
+        assert "no numbers" in response.json()["error"]
 
 
 def test_an_unforeseen_failure_keeps_its_words_in_the_log(scripted, caplog):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StrictInt
 
@@ -58,7 +58,9 @@ class Parameters(StrictModel):
     do_sample: bool | None = Field(None, description="Sample; else greedy, unless a parameter implies it.")
     max_new_tokens: StrictInt | None = Field(None, description="Default: the rest of the context.")
     return_full_text: bool | None = Field(None, description="Begin the text with the prompt.")
-    stop: list[str] | None = Field(None, description="Strings that end the text; they stay in it.")
+    stop: Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        None, description="Strings that end the text; they stay in it."
+    )
     truncate: StrictInt | None = Field(None, description="Keep only the last so many tokens of the prompt.")
     details: bool | None = Field(None, description="Give the tokens and why the text ended.")
     top_n_tokens: StrictInt | None = Field(None, description="Give the likeliest tokens at each place.")
