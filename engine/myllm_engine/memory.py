@@ -44,8 +44,8 @@ def num_pages(
         if device.type == "cpu" and count * page_bytes > available_memory():
             raise ModelLoadError(
                 f"The KV cache would take {count * page_bytes} bytes, and {available_memory()} are free: "
-                f"lower `kv_cache_memory` ({config.kv_cache_memory}), `max_num_seqs` ({config.max_num_seqs}) or "
-                f"`max_model_len` ({max_model_len})"
+                f"lower `kv_cache_memory` ({config.kv_cache_memory}), `max_num_seqs` ({config.max_num_seqs}) "
+                f"or `max_model_len` ({max_model_len})"
             )
         return count
     if device.type == "cuda":
