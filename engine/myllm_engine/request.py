@@ -105,7 +105,8 @@ class SamplingParams:
         frequency_penalty: subtracted once per occurrence in the completion, in [-2, 2].
         presence_penalty: subtracted once for a token that occurs in the completion, in [-2, 2].
         logit_bias: added to the logits, by token id, each in [-1e30, 1e30].
-        seed: makes the request reproducible, whatever else runs; sequence i of `n` uses `seed + i`.
+        seed: makes the draws reproducible, whatever else runs, as far as the logits are equal (see
+            `sampler`); sequence i of `n` uses `seed + i`.
         n: completions to make, at most 128.
         stop: strings that end the completion; a single string is taken as one. At most 64, of 4096 characters
             together.

@@ -228,10 +228,10 @@ def exponential_noise(keys: torch.Tensor, vocab_size: int) -> torch.Tensor:
     """Return `[R, vocab_size]` float32, exponentially distributed, one per key and token id; none is 0."""
     tokens = torch.arange(vocab_size, dtype=torch.int32, device=keys.device)
     bits = _mix32(tokens * -1640531527) ^ keys[:, :1]
-    # 31 bits, scaled so that the smallest numbers, which decide who wins, are the most exact ones.
-    uniforms = _mix32(bits, keys[:, 1:]).bitwise_and_(0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-31)
-    # 1 would give infinity, and a row with one candidate only must still choose it.
-    return uniforms.clamp_(max=1.0 - 2.0**-24).neg_().log1p_().neg_()
+    # 31 bits, from which float32 keeps the smallest numbers, which decide who wins, exactly.
+    numbers = _mix32(bits, keys[:, 1:]).bitwise_and_(0x7FFFFFFF).to(torch.float32).add_(0.5)
+    # Scaled to (0, 1): 1 would give infinity, and a row with one candidate only must still choose it.
+    return numbers.mul_(-(2.0**-31) * (1.0 - 2.0**-24)).log1p_().neg_()
 
 
 def _mix32(state: torch.Tensor, key: torch.Tensor | int = 0) -> torch.Tensor:
