@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CACHED_GRAMMARS = 256
+_COMPILE_STACK = 512 * 2**20  # bytes of address space; only what is used takes memory
 
 
 class GrammarCompiler:
@@ -40,7 +42,7 @@ class GrammarCompiler:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._lock = threading.Lock()
-        self._compile = functools.lru_cache(maxsize=_CACHED_GRAMMARS)(self._compile_now)
+        self._compile = functools.lru_cache(maxsize=_CACHED_GRAMMARS)(self._compile_deep)
 
     def matcher(self, constraint: Structured) -> Matcher:
         """Compile a constraint, unless it is cached, and return a matcher at the beginning of the text.
@@ -50,6 +52,25 @@ class GrammarCompiler:
                 is not installed.
         """
         return Matcher(self._compile(constraint).deep_copy(), constraint, self._vocab_size)
+
+    def _compile_deep(self, constraint: Structured) -> LLMatcher:
+        """Compile in a thread with a deep stack: llguidance recurses, and overflowing kills the process."""
+        result: Future[LLMatcher] = Future()
+
+        def run() -> None:
+            try:
+                result.set_result(self._compile_now(constraint))
+            except BaseException as error:  # noqa: BLE001 - handed to who waits
+                result.set_exception(error)
+
+        with self._lock:
+            # For the next thread that starts in this process, which is this one, or one that does not mind.
+            previous = threading.stack_size(_COMPILE_STACK)
+            try:
+                threading.Thread(target=run, name="compile-grammar", daemon=True).start()
+            finally:
+                threading.stack_size(previous)
+        return result.result()
 
     def _compile_now(self, constraint: Structured) -> LLMatcher:
         tokenizer = self._ll_tokenizer()

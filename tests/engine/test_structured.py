@@ -217,3 +217,11 @@ async def test_neither_the_event_loop_nor_the_engine_compiles(async_engine, monk
     (thread,) = threads  # once, for all three
     assert thread is not threading.current_thread()
     assert thread.name != "myllm-engine"
+
+
+def test_a_long_chain_of_rules_does_not_overflow_the_stack(engine):
+    """On a stack of the usual 8 MiB this ends the process: llguidance recurses from rule to rule."""
+    rules = "".join(f'r{i}: "a" r{i + 1}\n' for i in range(3000))
+    chain = Structured.grammar(f'start: r0\n{rules}r3000: "b"\n')
+    prepared = engine.prepare(Request(prompt_token_ids=[1], params=SamplingParams(structured=chain)))
+    assert prepared.matcher is not None

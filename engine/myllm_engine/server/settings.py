@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 # What an HTTP header carries unchanged and a shell or a list of keys in a variable does not split.
 _KEY = re.compile(r"[!-~]+")
 
-# llguidance compiles recursively: a schema of 30 KB can overflow a stack of 8 MiB, which ends the process.
-_GRAMMAR_STACK = 512 * 2**20
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
@@ -76,11 +73,7 @@ class ServerContext:
     version: str
     started: int
     readers: Workers = field(default_factory=lambda: Workers("read prompts", threads=4, waiting=1000))
-    compilers: Workers = field(
-        default_factory=lambda: Workers(
-            "compile constraints", threads=2, waiting=30, stack_size=_GRAMMAR_STACK
-        )
-    )
+    compilers: Workers = field(default_factory=lambda: Workers("compile constraints", threads=2, waiting=30))
 
     def close(self) -> None:
         """End the threads when they have done what they do; does not wait for them."""

@@ -21,12 +21,10 @@ class Workers:
         task: what the threads do, for messages and thread names: "read prompts".
         threads: calls that run at once.
         waiting: calls that may wait for a thread.
-        stack_size: bytes of stack a thread may use; 0: the system's default, mostly 8 MiB.
     """
 
-    def __init__(self, task: str, *, threads: int, waiting: int, stack_size: int = 0) -> None:
+    def __init__(self, task: str, *, threads: int, waiting: int) -> None:
         self._task = task
-        self._stack_size = stack_size
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=task.replace(" ", "-"))
         self._room = threading.BoundedSemaphore(threads + waiting)
 
@@ -49,12 +47,7 @@ class Workers:
                 )
             )
         try:
-            # The executor may start a thread for this call, and a new thread takes the size of the moment.
-            previous = threading.stack_size(self._stack_size)
-            try:
-                future = self._executor.submit(function, *args, **kwargs)
-            finally:
-                threading.stack_size(previous)
+            future = self._executor.submit(function, *args, **kwargs)
         except BaseException:  # closed
             self._room.release()
             raise
