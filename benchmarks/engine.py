@@ -104,8 +104,12 @@ def _theirs(model: torch.nn.Module, prompts: list[list[int]]) -> None:
     ids = torch.tensor(prompts)
     with torch.inference_mode():
         result = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            min_new_tokens=NEW_TOKENS,
+            max_new_tokens=NEW_TOKENS,
+        )
     assert result.shape[1] == PROMPT_TOKENS + NEW_TOKENS
 
 
