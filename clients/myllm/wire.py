@@ -21,7 +21,9 @@ class Timeout:
         connect: for a connection; retries of a failed connect share this budget, so that a wrong port
             answers within it.
         read: for the next byte, the first one included; a long answer that keeps coming never trips it.
-        total: for the whole call, retries and waits included; for a stream, until its last event.
+        total: for the whole call, retries and waits included; for a stream, until its last event. A
+            synchronous call looks at the clock between reads, each of which may last as long as was left
+            when the answer began: a server that trickles can make it late, by less than `total` again.
     """
 
     connect: float | None = 5.0
