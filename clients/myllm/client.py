@@ -14,7 +14,7 @@ from .endpoints import Endpoint, UrlSpec, resolve_endpoints
 from .errors import InvalidParameterError
 from .flow import Flow, Route, answer_flow, models_flow, stream_flow
 from .headers import checked
-from .stream import AsyncStream, Stream, StreamParser
+from .stream import AsyncStream, AsyncStreamOpening, Stream, StreamParser
 from .transport.http import AsyncHTTPTransport, HTTPTransport
 from .transport.options import HTTPOptions
 from .types import ChatChunk, ChatCompletion, Completion, CompletionChunk, ModelInfo
@@ -357,7 +357,7 @@ class AsyncClient(BaseClient):
         assert isinstance(answer, Completion)
         return answer
 
-    async def stream_chat(
+    def stream_chat(
         self,
         messages: Messages,
         *,
@@ -366,13 +366,13 @@ class AsyncClient(BaseClient):
         extra_body: Mapping[str, Any] | None = None,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
-    ) -> AsyncStream[ChatChunk, ChatCompletion]:
-        """See `Client.stream_chat`."""
+    ) -> AsyncStreamOpening[ChatChunk, ChatCompletion]:
+        """See `Client.stream_chat`; `async with` it, or `await` it."""
         options = _Options(model, timeout, extra_body, extra_headers)
         call = self._call("chat", messages, params, options, stream=True)
-        return await self._open(call)
+        return AsyncStreamOpening(self._open(call))
 
-    async def stream_complete(
+    def stream_complete(
         self,
         prompt: str | Sequence[int],
         *,
@@ -381,11 +381,11 @@ class AsyncClient(BaseClient):
         extra_body: Mapping[str, Any] | None = None,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
-    ) -> AsyncStream[CompletionChunk, Completion]:
-        """See `Client.stream_complete`."""
+    ) -> AsyncStreamOpening[CompletionChunk, Completion]:
+        """See `Client.stream_complete`; `async with` it, or `await` it."""
         options = _Options(model, timeout, extra_body, extra_headers)
         call = self._call("completion", prompt, params, options, stream=True)
-        return await self._open(call)
+        return AsyncStreamOpening(self._open(call))
 
     async def models(self, *, timeout: TimeoutLike | _Unset = UNSET) -> list[ModelInfo]:
         """See `Client.models`."""

@@ -127,6 +127,12 @@ class HFClient:
         """Whether "auto" answers a failed chat call with a completion: no template, no chat endpoint, or a
         parameter that only the completion endpoint knows (TGI's `top_k`, `typical_p`, …)."""
         if isinstance(exc, UnsupportedFeatureError):
+            warnings.warn(
+                f"{exc.message} The prompt is sent as text to continue instead, without the model's chat "
+                'template; `model_type="text"` or "chat" decides it.',
+                UserWarning,
+                stacklevel=4,
+            )
             return True
         words = exc.server_message or ""
         # A server without the route says 404 too, but it does not speak of the model.

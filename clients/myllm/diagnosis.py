@@ -21,6 +21,8 @@ _CONTEXT = re.compile(
     re.IGNORECASE,
 )
 
+_HTML = re.compile(r"<html.*?<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
+
 # (status or None, pattern in the server's words, what to do)
 _HINTS: tuple[tuple[int | None, re.Pattern[str], str], ...] = (
     (
@@ -59,12 +61,15 @@ def error_from_reply(send: Send, reply: Reply, dialect: Dialect, request_id: str
     """Return the error for a reply of status 300 or above."""
     body = _body(reply.body, send.endpoint.api_key)
     words = dialect.server_words(body).message
+    if words and (page := _HTML.search(words)):
+        words = page[1].strip()
     cls: type[APIStatusError] = error_class_for_status(reply.status)
     hint = hint_for(reply.status, words or "")
     if reply.status < 400:
         hint = f"It redirects to {reply.headers.get('location')!r}: use that as the URL if you trust it."
     if reply.status in (400, 413, 422) and words and _CONTEXT.search(words):
-        cls, hint = ContextLengthError, "Shorten the prompt, or lower `max_tokens`."
+        cls = ContextLengthError
+        hint = None if "shorten" in words.lower() else "Shorten the prompt, or lower `max_tokens`."
     url = send.endpoint.url + send.request.path
     return cls(
         f"{send.request.method} {url} was answered with status {reply.status}.",

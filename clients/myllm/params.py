@@ -84,6 +84,18 @@ ALIASES: dict[str, str] = {
 }
 """Other libraries' names for the same thing; `do_sample` is read too, in `build`."""
 
+_HABITS = {
+    "stream": "Use `stream_chat` or `stream_complete`.",
+    "system": 'Begin `messages` with {"role": "system", "content": …}.',
+    "system_prompt": 'Begin `messages` with {"role": "system", "content": …}.',
+    "port": "Give the port in the URL: `http://localhost:8000`.",
+    "url": "It is called `base_url`.",
+    "api_base": "It is called `base_url`.",
+    "apikey": "It is called `api_key`.",
+    "retries": "It is called `max_retries`.",
+    "num_retries": "It is called `max_retries`.",
+}
+"""What other libraries call things; `extra_body` would be bad advice for these."""
 _CALL_OPTIONS = frozenset({"extra_body", "extra_headers"})
 KNOWN_NAMES = frozenset(Parameters.model_fields) | frozenset(ALIASES) | {"do_sample"}
 
@@ -153,6 +165,8 @@ def unknown_parameter(name: str) -> UnknownParameterError:
             param=name,
             hint="Give it to the call itself (`client.chat(…)`), not as a default.",
         )
+    if name in _HABITS:
+        return UnknownParameterError(f"Unknown parameter `{name}`.", param=name, hint=_HABITS[name])
     near = difflib.get_close_matches(name, sorted(KNOWN_NAMES), n=1)
     guess = f" Did you mean `{near[0]}`?" if near else ""
     return UnknownParameterError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
 from typing import Any, Generic, TypeVar
 
 from .dialects import DONE, ChunkReader
@@ -234,7 +234,13 @@ class Stream(Generic[ChunkT, FinalT]):
 
 
 class AsyncStream(Generic[ChunkT, FinalT]):
-    """`Stream` for `AsyncClient`: `async with`, `async for`, `await stream.final()`."""
+    """`Stream` for `AsyncClient`.
+
+    async with client.stream_chat(messages) as stream:
+        async for chunk in stream:
+            print(chunk.text, end="")
+    answer = await stream.final()
+    """
 
     def __init__(self, parser: StreamParser, body: AsyncOpenBody) -> None:
         self._parser = parser
@@ -272,6 +278,26 @@ class AsyncStream(Generic[ChunkT, FinalT]):
         self._parser.closed = True
         self._finalizer.detach()
         await self._body.close()
+
+
+class AsyncStreamOpening(Generic[ChunkT, FinalT]):
+    """A stream that is still to be opened: `async with` it, or `await` it for the `AsyncStream`."""
+
+    def __init__(self, opening: Coroutine[Any, Any, AsyncStream[ChunkT, FinalT]]) -> None:
+        self._opening = opening
+        self._stream: AsyncStream[ChunkT, FinalT] | None = None
+
+    def __await__(self) -> Generator[Any, None, AsyncStream[ChunkT, FinalT]]:
+        stream: AsyncStream[ChunkT, FinalT] = yield from self._opening.__await__()
+        return stream
+
+    async def __aenter__(self) -> AsyncStream[ChunkT, FinalT]:
+        self._stream = await self._opening
+        return self._stream
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._stream is not None:
+            await self._stream.close()
 
 
 def _read(parser: StreamParser, body: OpenBody) -> Iterator[Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from .errors import ModelLoadError
@@ -98,13 +100,20 @@ class KVCache:
             for tensors, dim in ((self.keys, layer.key_dim), (self.values, layer.value_dim)):
                 shape = (num_pages, page_size, layer.num_kv_heads, dim)
                 try:
-                    tensors.append(torch.zeros(shape, dtype=dtype, device=device))
-                except RuntimeError as error:  # torch's own out-of-memory errors are RuntimeErrors
+                    tensors.append(_zeros(shape, dtype, device))
+                except (RuntimeError, MemoryError) as error:  # torch's own is a RuntimeError
                     size = num_pages * page_bytes(layers, page_size, dtype)
                     raise ModelLoadError(
                         f"The KV cache of {size} bytes does not fit into the memory of {str(device)!r}: set "
                         f"`kv_cache_memory`, or lower `max_num_seqs` or `max_model_len` ({error})"
                     ) from error
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # torch writes its zeros; numpy takes them from the system, which hands memory out as it is first used.
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
 def page_bytes(layers: SequenceOf[LayerShape], page_size: int, dtype: torch.dtype) -> int:

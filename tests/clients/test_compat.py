@@ -120,7 +120,8 @@ def test_other_refusals_are_not_taken_for_a_missing_template(wire):
 
 def test_parameters_that_only_tgi_s_generate_knows_take_that_route(wire):
     wire.answers({"generated_text": " Paris"})
-    assert HFClientTGI("m", wire.port, top_k=5)("Hi") == [" Paris"]
+    with pytest.warns(UserWarning, match="`top_k=5`.*without the model's chat template"):
+        assert HFClientTGI("m", wire.port, top_k=5)("Hi") == [" Paris"]
     assert [seen.path for seen in wire.seen] == ["/generate"]
 
 

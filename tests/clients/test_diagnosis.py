@@ -18,6 +18,7 @@ from myllm.diagnosis import retry_after_seconds
         (422, {"error": "`temperature` must be strictly positive", "error_type": "validation"}, myllm.ValidationError, None),
         (429, {"error": "Model is overloaded", "error_type": "overloaded"}, myllm.RateLimitError, "in flight"),
         (500, "plain text", myllm.ServerError, None),
+        (501, "<!DOCTYPE HTML>\n<html><head><title>Error response</title></head></html>", myllm.ServerError, None),
         (503, "", myllm.OverloadedError, None),
         (418, {"error": {"message": "teapot"}}, myllm.APIStatusError, None),
         (400, {"error": {"message": "This model's maximum context length is 2048 tokens. However, you requested 9000."}}, myllm.ContextLengthError, "Shorten"),

@@ -105,3 +105,19 @@ def test_do_sample_may_not_contradict_temperature(given):
 )
 def test_logprobs_of_both_apis_mean_one_number(given, wanted):
     assert build(given).wanted_logprobs == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("stream", "stream_chat"),
+        ("system_prompt", '"role": "system"'),
+        ("apikey", "`api_key`"),
+        ("port", "URL"),
+    ],
+)
+def test_what_other_libraries_say_gets_a_pointer(name, words):
+    with pytest.raises(UnknownParameterError) as caught:
+        build({name: 1})
+    assert words in str(caught.value)
+    assert "extra_body" not in str(caught.value)

@@ -59,6 +59,9 @@ async def test_async_chunks_and_the_whole(wire):
     async with AsyncClient(wire.url, model="m") as client, await client.stream_chat("x") as stream:
         assert [c.text async for c in stream] == ["", "Hé", "llo", ""]
         assert (await stream.final()).text == "Héllo"
+        async with client.stream_chat("x") as stream:  # the way of the sync client
+            assert [c.text async for c in stream] == ["", "Hé", "llo", ""]
+        assert (await stream.final()).text == "Héllo"
 
 
 def test_tool_calls_and_reasoning_accumulate(wire):

@@ -55,6 +55,11 @@ def test_killed_at_any_moment_it_leaves_no_server(number, after):
         assert "Traceback" not in out
 
 
+def _take_interrupts() -> None:
+    """As in a terminal: what a shell starts in the background ignores Ctrl-C, and hands that down."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Demo:
     """`make demo` in a process group of its own, and the servers seen below it."""
 
@@ -70,6 +75,7 @@ class Demo:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=_take_interrupts,
         )
         self._watcher = threading.Thread(target=self._watch)
         self._watcher.start()

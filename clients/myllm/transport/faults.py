@@ -52,7 +52,8 @@ def error_from_httpx(exc: httpx.HTTPError, action: Send) -> MyLLMError:
         return RequestTimeoutError(
             f"{url} was silent for {limit:g} s.",
             phase="read" if isinstance(exc, httpx.ReadTimeout) else "write",
-            hint="It is busy or stuck, or the answer takes longer: `timeout=Timeout(read=…)` waits longer.",
+            hint="It is busy or stuck, or the answer is long: set `max_tokens=`, stream it, or wait longer "
+            "with `timeout=Timeout(read=…)`.",
             **context,
         )
     if isinstance(exc, httpx.PoolTimeout):

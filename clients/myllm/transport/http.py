@@ -8,13 +8,14 @@ import json
 import os
 import socket
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import httpx
 
 from ..endpoints import Endpoint
-from ..errors import InvalidParameterError, MyLLMError
+from ..errors import ConnectError, InvalidParameterError, MyLLMError
 from ..wire import Reply, Send
 from .faults import deadline_error, deadline_of, error_from_httpx, least
 from .options import HTTPOptions
@@ -33,6 +34,7 @@ class HTTPTransport:
         if transport is not None:
             arguments = {"transport": transport}
         self._client = httpx.Client(**arguments)
+        weakref.finalize(self, self._client.close)  # a client that is dropped leaves no socket open
 
     def send(self, action: Send) -> Reply:
         """Send a request and read the reply; leave the body open if it is a stream below 300.
@@ -236,7 +238,9 @@ def _translated(action: Send, deadline: float | None) -> Iterator[None]:
     except httpx.HTTPError as exc:
         if isinstance(exc, httpx.TimeoutException) and deadline is not None and time.monotonic() >= deadline:
             raise deadline_error(action) from exc
-        raise error_from_httpx(exc, action) from exc
+        error = error_from_httpx(exc, action)
+        # A refused connection has a hundred lines of causes that tell no more than its message does.
+        raise error from (None if isinstance(error, ConnectError) and not error.connected else exc)
 
 
 @asynccontextmanager
