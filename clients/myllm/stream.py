@@ -284,7 +284,7 @@ class AsyncStreamOpening(Generic[ChunkT, FinalT]):
     """A stream that is still to be opened: `async with` it, or `await` it for the `AsyncStream`."""
 
     def __init__(self, opening: Coroutine[Any, Any, AsyncStream[ChunkT, FinalT]]) -> None:
-        self._opening = opening
+        self._opening: Coroutine[Any, Any, AsyncStream[ChunkT, FinalT]] = opening
         self._stream: AsyncStream[ChunkT, FinalT] | None = None
 
     def __await__(self) -> Generator[Any, None, AsyncStream[ChunkT, FinalT]]:
