@@ -193,7 +193,6 @@ class Stream(Generic[ChunkT, FinalT]):
 
     def __init__(self, parser: StreamParser, body: OpenBody) -> None:
         self._parser = parser
-        self._body = body
         self._chunks = _read(parser, body)
         # A stream that nobody reads or closes must not hold its connection for ever.
         self._finalizer: weakref.finalize[[], Any] = weakref.finalize(self, body.abandon)
