@@ -9,11 +9,13 @@ what to do. None of them ever holds an API key.
     │   └── UnknownParameterError               no such parameter; names the nearest one
     ├── UnsupportedFeatureError                 the server's dialect cannot do it; nothing was sent
     ├── ConnectError (ConnectionError)          no connection
-    │   └── ConnectTimeoutError
+    │   ├── ConnectTimeoutError
+    │   └── AllEndpointsDown                    no server of several could be reached; `.errors` has each one's
     ├── RequestTimeoutError (TimeoutError)      `.phase` says which wait ran out
     │   └── ConnectTimeoutError
     ├── IncompleteStreamError                   the stream broke off; `.partial` holds what had come
     ├── InvalidResponseError                    an answer that is no answer of this API
+    │   └── ConstraintNotEnforced               an answer that breaks the constraint it was asked to obey
     ├── APIStatusError                          the server answered with an error
     │   ├── BadRequestError 400 ── ContextLengthError
     │   ├── AuthenticationError 401, 403
@@ -28,9 +30,10 @@ what to do. None of them ever holds an API key.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-TimeoutPhase = Literal["connect", "read", "write", "pool", "total"]
+TimeoutPhase = Literal["connect", "first_byte", "idle", "write", "pool", "total"]
 
 
 class MyLLMError(Exception):
@@ -116,7 +119,11 @@ class ConnectError(MyLLMError, ConnectionError):
 
 
 class RequestTimeoutError(MyLLMError, TimeoutError):
-    """A wait ran out; `phase` is "connect", "read" (silence), "write", "pool" or "total" (the deadline)."""
+    """A wait ran out; `phase` says which.
+
+    "connect"; "first_byte" (no answer began); "idle" (the answer fell silent); "write"; "pool" (no free
+    place among the client's own `max_concurrency`); "total" (the deadline of the whole call).
+    """
 
     def __init__(self, message: str, *, phase: TimeoutPhase, **context: Any) -> None:
         super().__init__(message, **context)
@@ -131,6 +138,14 @@ class ConnectTimeoutError(ConnectError, RequestTimeoutError):
         RequestTimeoutError.__init__(self, message, **context)
 
 
+class AllEndpointsDown(ConnectError):
+    """No server could be reached; `errors` maps each server's URL to what went wrong there."""
+
+    def __init__(self, message: str, *, errors: Mapping[str, MyLLMError], **context: Any) -> None:
+        super().__init__(message, **context)
+        self.errors = dict(errors)
+
+
 class IncompleteStreamError(MyLLMError):
     """A stream ended before its last event; `partial` is the answer as far as it came."""
 
@@ -139,12 +154,29 @@ class InvalidResponseError(MyLLMError):
     """The answer is not of this API: not JSON, or JSON of another shape."""
 
 
-class APIStatusError(MyLLMError):
-    """The server answered with an error status; `body` is its answer, parsed when it is JSON."""
+class ConstraintNotEnforced(InvalidResponseError):
+    """The server answered 200 with text that breaks the constraint it was sent.
 
-    def __init__(self, message: str, *, body: Any = None, **context: Any) -> None:
+    Some servers read a constraint's field and ignore it (vllm#53975), so every constrained answer is
+    checked. `answer` is the whole answer, `index` the choice that broke the constraint, `text` its text.
+    """
+
+    def __init__(self, message: str, *, answer: Any, index: int, text: str, **context: Any) -> None:
+        super().__init__(message, **context)
+        self.answer = answer
+        self.index = index
+        self.text = text
+
+class APIStatusError(MyLLMError):
+    """The server answered with an error status.
+
+    `body` is its answer, parsed when it is JSON; `param` the field it complains of, when it names one.
+    """
+
+    def __init__(self, message: str, *, body: Any = None, param: str | None = None, **context: Any) -> None:
         super().__init__(message, **context)
         self.body = body
+        self.param = param
 
 
 class BadRequestError(APIStatusError):
@@ -152,7 +184,14 @@ class BadRequestError(APIStatusError):
 
 
 class ContextLengthError(BadRequestError):
-    """Prompt and `max_tokens` together do not fit the model's context."""
+    """Prompt and `max_tokens` together do not fit the model's context.
+
+    `prompt_tokens`, `max_tokens` and `limit` are the numbers in the server's words, None where it named none.
+    """
+
+    prompt_tokens: int | None = None
+    max_tokens: int | None = None
+    limit: int | None = None
 
 
 class AuthenticationError(APIStatusError):

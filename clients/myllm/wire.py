@@ -9,8 +9,9 @@ from typing import Any, Literal
 from .endpoints import Endpoint
 from .errors import InvalidParameterError
 from .params import Parameters
+from .types import ModelInfo
 
-Kind = Literal["chat", "completion"]
+Kind = Literal["chat", "completion", "embedding", "tokenize", "detokenize"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,18 +21,19 @@ class Timeout:
     Attributes:
         connect: for a connection; retries of a failed connect share this budget, so that a wrong port
             answers within it.
-        read: for the next byte, the first one included; a long answer that keeps coming never trips it.
-        total: for the whole call, retries and waits included; for a stream, until its last event. A
-            synchronous call looks at the clock between reads, each of which may last as long as was left
-            when the answer began: a server that trickles can make it late, by less than `total` again.
+        first_byte: from the request to the first byte of the answer's body: for a stream the first token,
+            for any other call nearly the whole answer.
+        idle: between two pieces of an answer that has begun.
+        total: for the whole call, retries and waits included; for a stream, until its last event.
     """
 
     connect: float | None = 5.0
-    read: float | None = 300.0
+    first_byte: float | None = 300.0
+    idle: float | None = 120.0
     total: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("connect", "read", "total"):
+        for name in ("connect", "first_byte", "idle", "total"):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if value is not None and not (number and value > 0):
@@ -46,23 +48,53 @@ class Timeout:
         if isinstance(value, Timeout):
             return value
         if value is None:
-            return cls(read=None)
+            return cls(first_byte=None, idle=None)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InvalidParameterError(
                 f"`timeout={value!r}` is neither a number of seconds nor a `Timeout`.", param="timeout"
             )
-        return cls(connect=min(5.0, value) if value > 0 else value, read=value, total=value)
+        return cls(connect=min(5.0, value) if value > 0 else value, first_byte=value, idle=value, total=value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerInfo:
+    """What is known of one server, by asking it or by being told.
+
+    Attributes:
+        dialect: name of its dialect.
+        product: what it calls itself, for people: "vLLM 0.12.0".
+        version: its version as numbers, or None when it did not tell: (0, 12, 0).
+        models: what `GET /v1/models` (or the like) listed; empty when it was not asked.
+        limits: its numbers where it tells them: "max_model_len", "max_best_of", "max_stop_sequences", ….
+        features: what it said that it can do or was started with: "chat", "embeddings", "tokenize", ….
+        facts: the answers that say so, by path, for `myllm doctor`.
+    """
+
+    dialect: str
+    product: str = ""
+    version: tuple[int, ...] | None = None
+    models: tuple[ModelInfo, ...] = ()
+    limits: Mapping[str, int] = field(default_factory=dict)
+    features: frozenset[str] = frozenset()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One call as the user meant it, before any dialect."""
+    """One call as the user meant it, before any dialect.
+
+    Attributes:
+        prompt: of a completion: text or token ids; of "tokenize" the text, of "detokenize" the token ids.
+        messages: of a chat; of "tokenize" when a conversation is to be counted.
+        inputs: of an embedding: the texts.
+    """
 
     kind: Kind
     model: str | None
     params: Parameters
     prompt: str | list[int] | None = None
     messages: list[dict[str, Any]] | None = None
+    inputs: list[str] | None = None
     stream: bool = False
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     extra_headers: Mapping[str, str] = field(default_factory=dict)
