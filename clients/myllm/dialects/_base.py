@@ -9,8 +9,8 @@ from typing import Any, Final, Protocol
 
 from ..errors import InvalidResponseError, UnsupportedFeatureError
 from ..params import Parameters
-from ..types import ChatChunk, ChatCompletion, Completion, CompletionChunk
-from ..wire import Call, Reply, WireRequest
+from ..types import Answer, ChatChunk, CompletionChunk
+from ..wire import Call, Reply, ServerInfo, WireRequest
 
 
 class _Done:
@@ -55,15 +55,25 @@ class Dialect(Protocol):
 
     name: str
 
-    def requests(self, call: Call) -> list[WireRequest]:
+    def requests(self, call: Call, server: ServerInfo) -> list[WireRequest]:
         """Return the requests that make up a call: one, unless the server cannot do `n` at once.
 
+        Args:
+            call: what is asked, of whatever kind.
+            server: who is asked; only its dialect is known unless `depends_on_server(call)` had it asked.
+
         Raises:
-            UnsupportedFeatureError: the server has no word for a parameter that would matter.
+            UnsupportedFeatureError: the server has no word for something that would matter.
         """
 
-    def answer(self, call: Call, replies: Sequence[Reply]) -> ChatCompletion | Completion:
-        """Read the replies to `requests(call)`, in order.
+    def depends_on_server(self, call: Call) -> bool:
+        """Whether `requests` needs more of `server` than its dialect: its version or its limits.
+
+        The flow then asks the server first, once for each endpoint.
+        """
+
+    def answer(self, call: Call, replies: Sequence[Reply]) -> Answer:
+        """Read the replies to `requests(call, server)`, in order.
 
         Raises:
             InvalidResponseError: a body of another API.

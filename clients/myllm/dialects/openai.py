@@ -12,7 +12,7 @@ from pydantic import ValidationError as PydanticValidationError
 
 from ..errors import APIStatusError, InvalidResponseError, ServerError, error_class_for_status
 from ..types import ChatChunk, ChatCompletion, Completion, CompletionChunk, Model
-from ..wire import Call, Reply, WireRequest
+from ..wire import Call, Reply, ServerInfo, WireRequest
 from ._base import DONE, ChunkReader, ServerWords, _Done, is_neutral, load_json, refuse
 
 _COMMON = frozenset(
@@ -30,7 +30,11 @@ class OpenAIDialect:
     chat_params: frozenset[str] = _COMMON | _CHAT_ONLY
     completion_params: frozenset[str] = _COMMON | _COMPLETION_ONLY
 
-    def requests(self, call: Call) -> list[WireRequest]:
+    def depends_on_server(self, call: Call) -> bool:
+        """See `Dialect.depends_on_server`."""
+        return False
+
+    def requests(self, call: Call, server: ServerInfo) -> list[WireRequest]:
         """See `Dialect.requests`; always one."""
         body: dict[str, Any] = {}
         if call.model is not None:

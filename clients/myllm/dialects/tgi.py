@@ -21,7 +21,7 @@ from ..types import (
     TopLogprob,
     Usage,
 )
-from ..wire import Call, Reply, WireRequest
+from ..wire import Call, Reply, ServerInfo, WireRequest
 from ._base import ChunkReader, _Done, effective, load_json, refuse
 from .openai import OpenAIDialect, short
 
@@ -62,10 +62,10 @@ class TGIDialect(OpenAIDialect):
         "response_format",
     }
 
-    def requests(self, call: Call) -> list[WireRequest]:
+    def requests(self, call: Call, server: ServerInfo) -> list[WireRequest]:
         """See `Dialect.requests`. `n` becomes `best_of` where TGI can, else `n` requests, seed by seed."""
         if call.kind == "chat":
-            (request,) = super().requests(call)
+            (request,) = super().requests(call, server)
             request.json.pop("n", None)  # TGI reads it and ignores it
             return [replace(request, json={**request.json, **seed}) for seed in self._seeds(call)]
         if not isinstance(call.prompt, str):
