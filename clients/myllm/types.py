@@ -7,6 +7,8 @@ attributes. `model_dump(exclude_none=True)` gives a body in OpenAI's wire format
 
 from __future__ import annotations
 
+import base64
+import struct
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
@@ -218,6 +220,56 @@ class CompletionChunk(Model):
     def text(self) -> str:
         """The text that this chunk adds to the first choice."""
         return "".join(c.text for c in self.choices if c.index == 0)
+
+
+def _floats(value: Any) -> Any:
+    """Decode OpenAI's `encoding_format="base64"`: little-endian 32-bit floats."""
+    if isinstance(value, str):
+        data = base64.b64decode(value, validate=True)
+        return struct.unpack(f"<{len(data) // 4}f", data)
+    return value
+
+
+class Embedding(Model):
+    """The vector of one text; `index` is the text's place in the call."""
+
+    object: str = "embedding"
+    index: int = 0
+    embedding: Annotated[list[float], BeforeValidator(_floats)]
+
+
+class Embeddings(Answer):
+    """The answer of an embedding call."""
+
+    object: str = "list"
+    data: list[Embedding]
+
+    @property
+    def vectors(self) -> list[list[float]]:
+        """The vectors, in the order of the texts."""
+        return [entry.embedding for entry in sorted(self.data, key=lambda entry: entry.index)]
+
+
+class Tokens(Answer):
+    """A text or a conversation as the server's tokenizer sees it, special tokens included.
+
+    Attributes:
+        count: number of tokens.
+        ids: the token ids, or None where the server tells their number only.
+        texts: each token's text, or None where the server does not tell it.
+        max_model_len: length of the model's context in tokens, or None where the server does not tell it.
+    """
+
+    count: int
+    ids: list[int] | None = None
+    texts: list[str] | None = None
+    max_model_len: int | None = None
+
+
+class Detokenized(Answer):
+    """The text of token ids."""
+
+    text: str
 
 
 class ModelInfo(Model):
