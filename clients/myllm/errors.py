@@ -240,3 +240,9 @@ STATUS_ERRORS: dict[int, type[APIStatusError]] = {
 def error_class_for_status(status: int) -> type[APIStatusError]:
     """Return the class for an HTTP status; other 5xx are `ServerError`, other 4xx `APIStatusError`."""
     return STATUS_ERRORS.get(status) or (ServerError if status >= 500 else APIStatusError)
+
+
+def short(value: Any) -> str:
+    """Return a value's text, cut for a message."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError as PydanticValidationError
 
-from ..errors import APIStatusError, InvalidResponseError, ServerError, error_class_for_status
+from ..errors import APIStatusError, InvalidResponseError, ServerError, error_class_for_status, short
 from ..types import ChatChunk, ChatCompletion, Completion, CompletionChunk, Model
 from ..wire import Call, Reply, ServerInfo, WireRequest
 from ._base import DONE, ChunkReader, ServerWords, _Done, is_neutral, load_json, refuse
@@ -198,12 +198,6 @@ def _with_logprobs(choice: Any) -> Any:
     if isinstance(choice, dict) and "tokens" in (choice.get("logprobs") or ()):
         return {**choice, "logprobs": legacy_logprobs(choice["logprobs"])}
     return choice
-
-
-def short(value: Any) -> str:
-    """Return a value's text, cut for a message."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _text(value: Any) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..errors import APIStatusError, InvalidResponseError, ServerError, error_class_for_status
+from ..errors import APIStatusError, InvalidResponseError, ServerError, error_class_for_status, short
 from ..types import (
     ChatCompletion,
     Completion,
@@ -23,7 +23,7 @@ from ..types import (
 )
 from ..wire import Call, Reply, ServerInfo, WireRequest
 from ._base import ChunkReader, _Done, effective, load_json, refuse
-from .openai import OpenAIDialect, short
+from .openai import OpenAIDialect
 
 MAX_BEST_OF = 2
 """TGI's default `--max-best-of`: more sequences than this take requests of their own."""

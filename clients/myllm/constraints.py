@@ -1,0 +1,347 @@
+"""What an answer must look like: schemas checked before they are sent, answers checked on arrival.
+
+Some servers read a constraint's field and ignore it (vllm#53975, LocalAI#10339), so an answer is never
+believed. JSON Schema is judged by `jsonschema`, without ever fetching a `$ref` from the network; a regular
+expression by Python's `re`, unless it is written in a dialect that `re` does not speak; a grammar by nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from .errors import ConstraintNotEnforced, InvalidParameterError, short
+from .types import ChatChoice, ChatCompletion, Completion, CompletionChoice, ParsedChat
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
+
+    from .wire import Call, ServerInfo
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+Kind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+
+# Choices that did not end by themselves, or are no text: nobody can judge them.
+_CUT_OFF = frozenset(
+    {"length", "tool_calls", "function_call", "content_filter", "stop_sequence", "abort", "error"}
+)
+# `re` reads these otherwise than the servers' engines (Rust's regex, xgrammar, outlines) do: POSIX classes
+# and set operations inside a class, and inline flags with a scope of their own.
+_FOREIGN_REGEX = re.compile(r"\[\[|\[\^\[|&&|~~|--\[")
+_GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+_OLD_NAMES: dict[str, Kind] = {
+    "json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "grammar"
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What one call wants its answer to look like.
+
+    Attributes:
+        kind: "json_schema", "json_object", "regex", "choice" or "grammar".
+        value: the schema, None, the pattern, the list of texts, or the grammar's text.
+        field: the field of `extra_body` that said so, None when it was a parameter.
+    """
+
+    kind: Kind
+    value: Any = None
+    field: str | None = None
+
+    @classmethod
+    def of(cls, call: Call) -> Constraint | None:
+        """Return what a call is constrained to, in its parameters or its `extra_body`, or None."""
+        if call.extra_body and (found := cls._in_body(call.extra_body)) is not None:
+            return found  # `extra_body` is written over what the parameters say
+        params = call.params
+        if params.json_schema is not None:
+            return cls("json_schema", params.json_schema)
+        if params.regex is not None:
+            return cls("regex", params.regex)
+        if params.choice is not None:
+            return cls("choice", params.choice)
+        if params.grammar is not None:
+            return cls("grammar", params.grammar)
+        return None if params.response_format is None else cls._in_format(params.response_format)
+
+    @classmethod
+    def _in_format(cls, wanted: Any, field: str | None = None) -> Constraint | None:
+        """Read OpenAI's `response_format`."""
+        if not isinstance(wanted, dict):
+            return None
+        if wanted.get("type") == "json_object":
+            return cls("json_object", None, field)
+        schema = (wanted.get("json_schema") or {}).get("schema")
+        return None if schema is None else cls("json_schema", schema, field)
+
+    @classmethod
+    def _in_body(cls, body: Any) -> Constraint | None:
+        """Read vLLM's fields, new and old, and OpenAI's."""
+        outputs = body.get("structured_outputs")
+        for name, kind in _OLD_NAMES.items():
+            if isinstance(outputs, dict) and outputs.get(name) is not None:
+                return cls(kind, outputs[name], "structured_outputs")
+            if body.get(f"guided_{name}") is not None:
+                return cls(kind, body[f"guided_{name}"], f"guided_{name}")
+        return cls._in_format(body.get("response_format"), "response_format")
+
+    def problem(self, text: str) -> str | None:
+        """Return what is wrong with a text, or None: it is right, or nobody here can judge it."""
+        if self.kind == "choice":
+            return None if text in self.value else f"it is none of {short(self.value)}"
+        if self.kind == "regex":
+            pattern = _pattern(self.value)
+            wrong = pattern is not None and pattern.fullmatch(text) is None
+            return f"it does not match {short(self.value)}" if wrong else None
+        if self.kind == "grammar":
+            return None
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as exc:
+            return f"it is not JSON ({exc})"
+        if self.kind == "json_object":
+            return None if isinstance(value, dict) else "it is no JSON object"
+        return _violation(self.value, value)
+
+
+def check(call: Call, answer: ChatCompletion | Completion, server: ServerInfo | None = None) -> None:
+    """Check each choice of an answer that ended by itself against the call's constraint.
+
+    Not judged are choices that were cut off (by `max_tokens` or a stop string: `finish_reason` and
+    `stop_reason` tell), tool calls, grammars, patterns that Python's `re` cannot read, and schemas whose own
+    patterns it cannot read.
+
+    Args:
+        call: what was asked.
+        answer: what came.
+        server: who answered, for the hint.
+
+    Raises:
+        ConstraintNotEnforced: a choice breaks the constraint.
+    """
+    constraint = Constraint.of(call)
+    if constraint is None or constraint.kind == "grammar":
+        return
+    for choice in answer.choices:
+        text = _judged_text(call, choice)
+        if text is not None and (problem := constraint.problem(text)) is not None:
+            name = constraint.field or (
+                "response_format" if constraint.kind == "json_object" else constraint.kind
+            )
+            raise ConstraintNotEnforced(
+                f"Choice {choice.index} of the answer breaks `{name}`: {problem}: {short(text)}.",
+                answer=answer,
+                index=choice.index,
+                text=text,
+                hint=_hint(constraint, server),
+            )
+
+
+def _judged_text(call: Call, choice: ChatChoice | CompletionChoice) -> str | None:
+    """Return the text that the constraint was for, or None when it cannot be judged."""
+    if choice.finish_reason in _CUT_OFF or isinstance(choice.stop_reason, str):
+        return None
+    # Without the server's word for it, a stop string of the call's may have ended the text.
+    if (call.params.stop or call.params.stop_token_ids) and "stop_reason" not in choice.model_fields_set:
+        return None
+    if isinstance(choice, CompletionChoice):
+        text, before = choice.text, call.prompt
+    else:
+        if choice.message.tool_calls or choice.message.refusal:
+            return None
+        text = choice.message.content or ""
+        before = call.messages[-1].get("content") if call.messages else None
+    return text.removeprefix(before) if call.params.echo and isinstance(before, str) else text
+
+
+def _hint(constraint: Constraint, server: ServerInfo | None) -> str:
+    dialect, version = (server.dialect, server.version) if server else (None, None)
+    if constraint.field in _GUIDED and dialect == "vllm" and (version is None or version >= (0, 12)):
+        return (
+            "vLLM 0.12 and later ignores the `guided_*` fields (vllm#53975): "
+            f"say it as `{constraint.kind}=…`, and each server gets its own spelling."
+        )
+    if dialect == "vllm" and version is None:
+        return (
+            "The server did not tell its version, so the constraint went out as today's vLLM spells it: one "
+            "older than 0.11 wants another spelling, and a proxy in front must hand on `/version` and the field."
+        )
+    if dialect == "openai":
+        return (
+            "The server accepted the constraint and ignored it: name its kind with `dialect=`, if it has one."
+        )
+    return (
+        "The server accepted the constraint and ignored it: look at its log, at its version, and whether a "
+        "proxy in front drops fields."
+    )
+
+
+# --- schemas -----------------------------------------------------------------------------------------------
+
+
+def schema_of(model_class: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON Schema of a pydantic model class.
+
+    Raises:
+        InvalidParameterError: it is no such class, or has fields that JSON Schema cannot say.
+    """
+    if not (isinstance(model_class, type) and issubclass(model_class, BaseModel)):
+        raise InvalidParameterError(f"{model_class!r} is no pydantic model class.", param="json_schema")
+    return _schema_of(model_class)
+
+
+@lru_cache(maxsize=256)
+def _schema_of(model_class: type[BaseModel]) -> dict[str, Any]:
+    try:
+        return model_class.model_json_schema()
+    except Exception as exc:  # pydantic has several, and users' own hooks raise what they like
+        raise InvalidParameterError(
+            f"`{model_class.__name__}` has no JSON Schema: {exc}", param="json_schema"
+        ) from exc
+
+
+def checked_schema(value: Any) -> dict[str, Any]:
+    """Return the schema in what a user may give as `json_schema`: a dict, its JSON, or a model class.
+
+    Raises:
+        InvalidParameterError: it is no valid JSON Schema, or has a `$ref` that leads outside of it.
+    """
+    if isinstance(value, type):
+        return schema_of(value)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as exc:
+            raise InvalidParameterError(f"`json_schema` is not JSON: {exc}.", param="json_schema") from None
+    if not isinstance(value, dict):
+        raise InvalidParameterError(
+            f"`json_schema={short(value)}` must be a mapping, its JSON text, or a pydantic model class.",
+            param="json_schema",
+        )
+    _validator(_dumped(value))
+    return value
+
+
+def _dumped(schema: Any) -> str:
+    try:
+        return json.dumps(schema)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise InvalidParameterError(f"`json_schema` has no JSON: {exc}.", param="json_schema") from None
+
+
+@lru_cache(maxsize=256)
+def _validator(text: str) -> Validator:
+    """Return the validator of a schema's JSON, made once."""
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import Draft202012Validator, validator_for
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012, EMPTY_REGISTRY, specification_with
+
+    schema = json.loads(text)
+    cls = validator_for(schema, default=Draft202012Validator)
+    try:
+        cls.check_schema(schema)
+        dialect = schema.get("$schema") if isinstance(schema, dict) else None
+        resource = specification_with(dialect or "", default=DRAFT202012).create_resource(schema)
+        # A registry without a retriever: jsonschema's own default would fetch what a `$ref` names.
+        registry = EMPTY_REGISTRY.with_resource("", resource)
+        for reference, resolver in _references(resource, registry.resolver_with_root(resource)):
+            resolver.lookup(reference)
+    except SchemaError as exc:
+        raise InvalidParameterError(
+            f"`json_schema` is no valid JSON Schema: at `{_place(exc.absolute_path)}`: {exc.message}.",
+            param="json_schema",
+        ) from None
+    except Unresolvable as exc:
+        raise InvalidParameterError(
+            f"`json_schema`: the `$ref` {exc.ref!r} leads to nothing inside of the schema, and nothing is "
+            "ever fetched: put what it means into `$defs`.",
+            param="json_schema",
+        ) from None
+    except RecursionError:
+        raise InvalidParameterError("`json_schema` is nested too deeply.", param="json_schema") from None
+    validator: Validator = cls(schema, registry=registry)
+    return validator
+
+
+def _references(resource: Any, resolver: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each `$ref` of a schema with the resolver for its place; `enum` and the like hold none."""
+    if isinstance(resource.contents, dict):
+        for keyword in ("$ref", "$dynamicRef"):
+            if isinstance(reference := resource.contents.get(keyword), str):
+                yield reference, resolver
+    for inner in resource.subresources():
+        yield from _references(inner, resolver.in_subresource(inner))
+
+
+def _violation(schema: Any, value: Any) -> str | None:
+    from jsonschema import exceptions
+
+    best_match: Any = exceptions.best_match  # it has no types
+    try:
+        if isinstance(schema, str):
+            schema = json.loads(schema)
+        error = best_match(_validator(_dumped(schema)).iter_errors(value))
+    except (re.error, InvalidParameterError, ValueError, RecursionError):
+        # A pattern that Python cannot read, or a schema of `extra_body` that is none: not ours to judge.
+        return None
+    return None if error is None else f"at `{_place(error.absolute_path)}`: {error.message}"
+
+
+def _place(path: Any) -> str:
+    return ".".join(map(str, path)) or "the top"
+
+
+@lru_cache(maxsize=256)
+def _pattern(regex: str) -> re.Pattern[str] | None:
+    """Return a compiled pattern, or None when Python reads it otherwise than the servers, or not at all."""
+    if not isinstance(regex, str) or _FOREIGN_REGEX.search(regex):
+        return None
+    try:
+        return re.compile(regex)
+    except (re.error, RecursionError, OverflowError):
+        return None
+
+
+# --- parsed answers ----------------------------------------------------------------------------------------
+
+
+def parsed(model_class: type[ModelT], answer: ChatCompletion) -> ParsedChat[ModelT]:
+    """Return the answer with its first choice read as a `model_class` in `.parsed`.
+
+    Raises:
+        ConstraintNotEnforced: it was cut off, is a tool call or a refusal, or does not validate.
+    """
+    choice = answer.choices[0]
+    text = choice.message.content or ""
+    problem: str | None = None
+    hint: str | None = None
+    if choice.finish_reason == "length":
+        problem, hint = "it was cut off", "Raise `max_tokens`: the answer needs more of them."
+    elif choice.message.refusal:
+        problem = f"the model refused: {short(choice.message.refusal)}"
+    elif not text:
+        problem = "it has no text"
+        if choice.message.reasoning:
+            hint = "The model spent it all on its reasoning: raise `max_tokens`, or lower `reasoning_effort`."
+    else:
+        try:
+            value = model_class.model_validate_json(text)
+        except ValidationError as exc:
+            first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
+            problem = f"at `{_place(first['loc'])}`: {first['msg']}"
+    if problem is not None:
+        raise ConstraintNotEnforced(
+            f"The answer is no `{model_class.__name__}`: {problem}.",
+            answer=answer,
+            index=choice.index,
+            text=text,
+            hint=hint,
+        )
+    return ParsedChat.of(answer, value)
