@@ -170,7 +170,7 @@ def _hint(constraint: Constraint, server: ServerInfo | None) -> str:
     if dialect == "vllm" and version is None:
         return (
             "The server did not tell its version, so the constraint went out as today's vLLM spells it: one "
-            "older than 0.11 wants another spelling, and a proxy in front must hand on `/version` and the field."
+            "older than 0.11 wants another spelling; a proxy in front must hand on `/version` and the field."
         )
     if dialect == "openai":
         return (

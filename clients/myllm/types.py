@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import base64
 import struct
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+
+ParsedT = TypeVar("ParsedT")
 
 
 class Model(BaseModel):
@@ -85,7 +87,7 @@ class TopLogprob(Model):
     token: str
     logprob: float
     bytes: list[int] | None = None
-    token_id: int | None = None
+    token_id: int | None = Field(None, validation_alias=AliasChoices("token_id", "id"))
 
 
 class TokenLogprob(TopLogprob):
@@ -110,6 +112,7 @@ class Answer(Model):
     _raw: Any = PrivateAttr(default=None)
     _request_id: str | None = PrivateAttr(default=None)
     _endpoint: str | None = PrivateAttr(default=None)
+    _cached: bool = PrivateAttr(default=False)
 
     @property
     def raw(self) -> Any:
@@ -125,6 +128,11 @@ class Answer(Model):
     def endpoint(self) -> str | None:
         """Base URL of the server that answered."""
         return self._endpoint
+
+    @property
+    def cached(self) -> bool:
+        """Whether the answer came out of a `Cache`: nothing was sent for it."""
+        return self._cached
 
 
 class ChatChoice(Model):
@@ -152,6 +160,27 @@ class ChatCompletion(Answer):
     def text(self) -> str:
         """The first choice's content; "" when there is none (a tool call, for example)."""
         return self.choices[0].message.content or ""
+
+
+class ParsedChat(ChatCompletion, Generic[ParsedT]):
+    """The answer of `client.parse`: a `ChatCompletion` whose first choice is also an object."""
+
+    _parsed: Any = PrivateAttr(default=None)
+
+    @property
+    def parsed(self) -> ParsedT:
+        """The first choice as the model class that was asked for."""
+        value: ParsedT = self._parsed
+        return value
+
+    @classmethod
+    def of(cls, answer: ChatCompletion, parsed: ParsedT) -> ParsedChat[ParsedT]:
+        """Return `answer` with its object."""
+        made = cls.model_construct(answer.model_fields_set, **dict(answer))
+        for name, value in (answer.__pydantic_private__ or {}).items():
+            setattr(made, name, value)
+        made._parsed = parsed
+        return made
 
 
 class CompletionChoice(Model):
