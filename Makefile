@@ -34,6 +34,7 @@ format: $(VENV)/installed ## Format the code
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/installed ## Measure; ratios against peers, all in one run
+	$(BIN)/python -m benchmarks.client
 	$(BIN)/python -m benchmarks.engine
 
 notebooks: $(VENV)/installed ## Run the notebooks

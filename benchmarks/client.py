@@ -1,0 +1,348 @@
+"""What a call costs beyond the server: our client against bare httpx and aiohttp, and against other SDKs.
+
+    python -m benchmarks.client [--quick] [--only myllm httpx …] [--json FILE] [--check]
+
+All in one run, against a stub in another process that answers at once (`benchmarks/stub.py`). Each client
+has a process of its own, and they take turns, in the opposite order every other round; figures are medians
+over the rounds, and ratios medians of each round's ratio: on a shared machine only ratios of one run mean
+anything.
+A streamed chunk's cost is its CPU time, for the elapsed time is bounded by how fast the stub sends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks._machine import describe
+from benchmarks._peers import PEERS
+from benchmarks.stub import CHUNKS, COALESCED, MODEL
+
+ROOT = Path(__file__).parents[1]
+OURS, BASELINES = "myllm", ("httpx", "openai")
+STREAMS = {
+    f"stream_{how}_{model}": {"model": model, "asynchronous": how == "async"}
+    for how in ("sync", "async")
+    for model in (MODEL, COALESCED)
+}
+_IMPORT = """
+import time
+start = time.perf_counter()
+{statement}
+seconds = time.perf_counter() - start
+import json, psutil
+print(json.dumps({{"seconds": seconds, "rss_mb": psutil.Process().memory_info().rss / 1e6}}))
+"""
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long to measure."""
+
+    rounds: int = 5
+    seconds: float = 0.4
+    in_flight: tuple[int, ...] = (1, 64, 512)
+    memory_calls: int = 5000
+
+
+QUICK = Settings(rounds=2, seconds=0.1, in_flight=(1, 64), memory_calls=300)
+
+
+def main() -> None:
+    """Measure, print tables and verdicts, and save the figures if asked to."""
+    arguments = _arguments()
+    settings = QUICK if arguments.quick else Settings()
+    console = Console()
+    console.width = max(console.width, 110)
+    names = list(_installed(arguments.only, console))
+    start = time.monotonic()
+    with console.status("Starting …") as status, stub() as port:
+        floor = round_trip(port)
+        rounds = Measuring(settings, names, f"http://127.0.0.1:{port}", status.update).run()
+    results = {name: summary(name, rounds) for name in names}
+    verdicts = list(judge(results))
+    _print(console, results, verdicts, settings)
+    console.print(
+        f"The stub's own round trip, over a raw socket: {floor:.3f} ms. "
+        f"The whole run: {time.monotonic() - start:.0f} s."
+    )
+    if arguments.json:
+        report = {
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "machine": describe(*(PEERS[name].package for name in names), *_present("uvloop")),
+            "quick": arguments.quick,
+            "stub_round_trip_ms": floor,
+            "results": results,
+            "verdicts": verdicts,
+        }
+        arguments.json.write_text(json.dumps(_rounded(report), indent=1) + "\n")
+    if arguments.check and not all(verdict["met"] for verdict in verdicts):
+        sys.exit(1)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="half a minute in place of three")
+    parser.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS), metavar="CLIENT")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--check", action="store_true", help="exit with 1 unless every target is met")
+    return parser.parse_args()
+
+
+def _installed(names: Iterable[str], console: Console) -> Iterator[str]:
+    for name in names:
+        if _present(PEERS[name].package):
+            yield name
+        else:
+            console.print(f"{name} is not installed, and left out.")
+
+
+def _present(package: str) -> list[str]:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return [package]
+
+
+@contextmanager
+def stub() -> Iterator[int]:
+    """Run the stub in a process of its own, and give its port."""
+    with _python("-m", "benchmarks.stub") as process:
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+
+
+def round_trip(port: int, calls: int = 1000) -> float:
+    """Return the median time in ms of one exchange with the stub: what no client can go below."""
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: stub\r\ncontent-length: 2\r\n\r\n{}"
+    times = []
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(calls):
+            start = time.perf_counter()
+            connection.sendall(request)
+            connection.recv(65536)
+            times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e3
+
+
+class Measuring:
+    """One run: every measurement, in interleaved rounds."""
+
+    def __init__(self, settings: Settings, names: list[str], url: str, say: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._names = names
+        self._url = url
+        self._say = say
+
+    def run(self) -> dict[str, list[dict[str, Figures]]]:
+        """Return, for each measurement, its rounds; a round holds every client's figures."""
+        settings = self._settings
+        with ExitStack() as stack:
+            workers = {name: stack.enter_context(_worker(name, self._url)) for name in self._names}
+
+            def asks(measure: str, **arguments: Any) -> Callable[[str], Figures]:
+                return lambda name: workers[name](measure, **arguments)
+
+            # Memory comes first: what the other measurements leave would hide what calls add.
+            rounds = {
+                "memory": self._rounds("memory", asks("memory", calls=settings.memory_calls), rounds=1),
+                "import": self._rounds("import time", _import),
+                "sequential": self._rounds(
+                    "sequential calls", asks("sequential", seconds=settings.seconds), sync=True
+                ),
+            }
+            for in_flight in settings.in_flight:
+                rounds[f"in_flight_{in_flight}"] = self._rounds(
+                    f"{in_flight} in flight",
+                    asks("throughput", in_flight=in_flight, seconds=settings.seconds),
+                    rounds=2 if in_flight > 64 else None,  # bare httpx then needs 40 s a round
+                )
+            for metric, arguments in STREAMS.items():
+                rounds[metric] = self._rounds(
+                    metric.replace("_", " "), asks("stream", **arguments), sync=not arguments["asynchronous"]
+                )
+        return rounds
+
+    def _rounds(
+        self, title: str, measure: Callable[[str], Figures], *, rounds: int | None = None, sync: bool = False
+    ) -> list[dict[str, Figures]]:
+        names = [name for name in self._names if PEERS[name].has_sync or not sync]
+        done = []
+        for number in range(rounds or self._settings.rounds):
+            taken = {}
+            for name in names[:: -1 if number % 2 else 1]:
+                self._say(f"{title}, round {number + 1}: {name}")
+                taken[name] = measure(name)
+            done.append(taken)
+        return done
+
+
+@contextmanager
+def _worker(name: str, url: str) -> Iterator[Callable[..., Figures]]:
+    with _python("-m", "benchmarks._worker", name, url) as process:
+
+        def ask(measure: str, **arguments: Any) -> Figures:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps({"measure": measure, **arguments}) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+            if not line:
+                raise SystemExit(f"{name} failed to measure `{measure}`; its own words are above.")
+            return json.loads(line)
+
+        yield ask
+
+
+def _import(name: str) -> Figures:
+    with _python("-c", _IMPORT.format(statement=PEERS[name].imports)) as process:
+        out, _ = process.communicate()
+    return json.loads(out)
+
+
+@contextmanager
+def _python(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run Python in a plain environment: no proxy, no foreign keys, no network at LiteLLM's import."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.lower().endswith("_proxy") and not name.startswith(("MYLLM_", "OPENAI_", "HF_"))
+    }
+    environment |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with subprocess.Popen(
+        [sys.executable, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def summary(name: str, rounds: dict[str, list[dict[str, Figures]]]) -> dict[str, dict[str, float]]:
+    """Return a client's medians, and for each measurement's first figure its ratio to each baseline."""
+    results = {}
+    for metric, taken in rounds.items():
+        if name not in taken[0]:
+            continue
+        figures = {
+            field: statistics.median(figures[name][field] for figures in taken) for field in taken[0][name]
+        }
+        field = next(iter(figures))
+        for baseline in BASELINES:
+            if metric != "memory" and baseline in taken[0]:
+                figures[f"vs_{baseline}"] = statistics.median(
+                    figures[name][field] / figures[baseline][field] for figures in taken
+                )
+        results[metric] = figures
+    return results
+
+
+def judge(results: dict[str, dict[str, dict[str, float]]]) -> Iterator[dict[str, Any]]:
+    """Yield, for each target that this run can judge, what it is, the figure, and whether it is met."""
+    ours = results.get(OURS)
+    if ours is None:
+        return
+    if "httpx" in results:
+        yield _verdict("a sync call, × bare httpx", ours["sequential"]["vs_httpx"], most=1.3)
+        yield _verdict("an async call, × bare httpx", 1 / ours["in_flight_1"]["vs_httpx"], most=1.3)
+    if "openai" in results:
+        yield _verdict("calls/s at 64 in flight, × openai", ours["in_flight_64"]["vs_openai"], least=5)
+    worst = max(STREAMS, key=lambda metric: ours[metric]["cpu_us"])
+    yield _verdict("a streamed chunk, µs (the worst of four ways)", ours[worst]["cpu_us"], most=25)
+    yield _verdict("import, s", ours["import"]["seconds"], most=0.3)
+
+
+def _verdict(
+    target: str, figure: float, *, most: float | None = None, least: float | None = None
+) -> dict[str, Any]:
+    if most is not None:
+        return {"target": f"{target}: at most {most:g}", "figure": figure, "met": figure <= most}
+    return {"target": f"{target}: at least {least:g}", "figure": figure, "met": figure >= (least or 0)}
+
+
+def _print(
+    console: Console,
+    results: dict[str, dict[str, dict[str, float]]],
+    verdicts: list[dict[str, Any]],
+    settings: Settings,
+) -> None:
+    ratios = "with the ratios to " + " and ".join(BASELINES)
+    loads = [f"in_flight_{n}" for n in settings.in_flight]
+    tables: dict[str, list[tuple[str, str, str, str]]] = {
+        f"One call after the other, {ratios}": [
+            ("sync, ms", "sequential", "ms", ".2f"),
+            ("CPU, ms", "sequential", "cpu_ms", ".2f"),
+            ("async, CPU ms", "in_flight_1", "cpu_ms", ".2f"),
+        ],
+        f"Async calls/s at so many in flight, {ratios}": [
+            (metric.rpartition("_")[2], metric, "per_second", ",.0f") for metric in loads
+        ],
+        f"CPU of a streamed chunk, µs (streams of {CHUNKS}), {ratios}": [
+            (metric.removeprefix("stream_").replace("_", ", "), metric, "cpu_us", ".1f") for metric in STREAMS
+        ],
+        "Import and memory": [
+            ("import, s", "import", "seconds", ".2f"),
+            ("RSS after it, MB", "import", "rss_mb", ".0f"),
+            (f"growth over {settings.memory_calls:,} calls, MB", "memory", "growth_mb", ".1f"),
+        ],
+    }
+    for title, columns in tables.items():
+        table = Table(title=title, title_justify="left")
+        table.add_column("client")
+        for heading, *_ in columns:
+            table.add_column(heading, justify="right")
+        for name, measured in results.items():
+            table.add_row(name, *(_cell(measured.get(metric), *how) for _, metric, *how in columns))
+        console.print(table)
+    for verdict in verdicts:
+        word = "[green]met[/]" if verdict["met"] else "[red]not met[/]"
+        console.print(f"{word:>20}  {verdict['target']}: [bold]{verdict['figure']:.2f}[/]")
+
+
+def _cell(figures: dict[str, float] | None, field: str, form: str) -> str:
+    if figures is None:
+        return "–"
+    text = format(figures[field], form)
+    if field == next(iter(figures)):  # the one that the ratios are of
+        text += "".join(f" {figures[f'vs_{name}']:5.2f}×" for name in BASELINES if f"vs_{name}" in figures)
+    return text
+
+
+def _rounded(value: Any) -> Any:
+    """Round every number to four significant digits: more is noise."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()

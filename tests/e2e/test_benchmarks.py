@@ -1,0 +1,69 @@
+"""The benchmarks run and report what they promise; how fast anything is, is for no test to say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import client
+
+ROOT = Path(__file__).parents[2]
+METRICS = {
+    "memory": "growth_mb",
+    "import": "seconds",
+    "sequential": "ms",
+    "in_flight_1": "per_second",
+    "in_flight_64": "per_second",
+    "stream_sync_separate": "cpu_us",
+    "stream_sync_coalesced": "cpu_us",
+    "stream_async_separate": "cpu_us",
+    "stream_async_coalesced": "cpu_us",
+}
+
+
+def test_the_client_benchmark_measures_all_it_names(tmp_path):
+    report_file = tmp_path / "client.json"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.client",
+            "--quick",
+            "--only",
+            "myllm",
+            "httpx",
+            "--json",
+            report_file,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(report_file.read_text())
+    assert {"cores", "python", "httpx", "myllm-suite"} <= set(report["machine"])
+    assert set(report["results"]) == {"myllm", "httpx"}
+    for name, measured in report["results"].items():
+        assert set(measured) == set(METRICS)
+        for metric, field in METRICS.items():
+            assert metric == "memory" or measured[metric][field] > 0
+            if name == "httpx" and metric != "memory":
+                assert measured[metric]["vs_httpx"] == 1
+    assert measured["import"]["rss_mb"] > 5
+    # Without the openai SDK in the run, its target cannot be judged.
+    assert len(report["verdicts"]) == 4
+    for verdict in report["verdicts"]:
+        assert verdict["target"] in done.stdout
+        assert isinstance(verdict["met"], bool)
+
+
+def test_targets_are_judged_in_the_right_direction():
+    metric = {"vs_httpx": 2.0, "vs_openai": 2.0, "cpu_us": 20.0, "seconds": 0.1}
+    names = ["sequential", "in_flight_1", "in_flight_64", "import", *client.STREAMS]
+    verdicts = list(
+        client.judge({name: dict.fromkeys(names, metric) for name in ("myllm", "httpx", "openai")})
+    )
+    assert [verdict["met"] for verdict in verdicts] == [False, True, False, True, True]
