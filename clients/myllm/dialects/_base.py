@@ -23,11 +23,12 @@ DONE: Final = _Done()
 
 @dataclass(frozen=True, slots=True)
 class ServerWords:
-    """A server's error, out of whatever shape it has."""
+    """A server's error, out of whatever shape it has; `param` is the field that it complains of."""
 
     message: str | None = None
     type: str | None = None
     code: str | None = None
+    param: str | None = None
 
 
 class ChunkReader(Protocol):
@@ -97,7 +98,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (1,),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
+    "mirostat": (0,),
     "logit_bias": ({},),
+    "bad_words": ([],),
+    "watermark": (False,),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
     "stop": ([],),
     "stop_token_ids": ([],),
     "include_stop_str_in_output": (False,),
@@ -106,10 +112,15 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
     "suffix": ("",),
     "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
     "truncate_prompt_tokens": (-1,),
     "response_format": ({"type": "text"},),
-    "tools": ([],),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
     "chat_template_kwargs": ({},),
+    "documents": ([],),
+    "tools": ([],),
+    "priority": (0,),
 }
 """Values that change nothing: a server without the parameter obeys them by doing nothing."""
 

@@ -5,12 +5,14 @@ Wire format: https://platform.openai.com/docs/api-reference (chat, completions, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError as PydanticValidationError
 
 from ..errors import APIStatusError, InvalidResponseError, ServerError, error_class_for_status, short
+from ..params import SHAPES
 from ..types import ChatChunk, ChatCompletion, Completion, CompletionChunk, Model
 from ..wire import Call, Reply, ServerInfo, WireRequest
 from ._base import DONE, ChunkReader, ServerWords, _Done, is_neutral, load_json, refuse
@@ -19,7 +21,7 @@ _COMMON = frozenset(
     {"max_tokens", "temperature", "top_p", "n", "stop", "seed", "frequency_penalty", "presence_penalty",
      "logit_bias", "user"}
 )  # fmt: skip
-_CHAT_ONLY = frozenset({"response_format", "tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"})
+_CHAT_ONLY = frozenset({"tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"})
 _COMPLETION_ONLY = frozenset({"echo", "suffix", "best_of"})
 
 
@@ -36,20 +38,29 @@ class OpenAIDialect:
 
     def requests(self, call: Call, server: ServerInfo) -> list[WireRequest]:
         """See `Dialect.requests`; always one."""
-        body: dict[str, Any] = {}
-        if call.model is not None:
-            body["model"] = call.model
+        path = "/v1/chat/completions" if call.kind == "chat" else "/v1/completions"
+        return [WireRequest(method="POST", path=path, json={**self.body(call, server), **call.extra_body})]
+
+    def body(self, call: Call, server: ServerInfo) -> dict[str, Any]:
+        """Return the body of a chat's or a completion's request, without `extra_body`.
+
+        Raises:
+            UnsupportedFeatureError: the server has no word for a parameter that would matter.
+        """
+        body: dict[str, Any] = {} if call.model is None else {"model": call.model}
         if call.kind == "chat":
-            path, where, known = "/v1/chat/completions", "the chat endpoint", self.chat_params
+            where, known = "the chat endpoint", self.chat_params
             body["messages"] = call.messages
         else:
-            path, where, known = "/v1/completions", "the completion endpoint", self.completion_params
+            where, known = "the completion endpoint", self.completion_params
             body["prompt"] = call.prompt
         self._put_logprobs(call, body)
         for name, value in call.params.set_values().items():
             if name in ("logprobs", "top_logprobs") or (name == "tools" and not value):
                 continue
-            if name in known:
+            if name in SHAPES:
+                body.update(self.shape(call, name, value, server))
+            elif name in known:
                 # Also a neutral value: the server's own default (generation_config.json) may be another.
                 body[name] = value
             elif not is_neutral(name, value):
@@ -57,8 +68,23 @@ class OpenAIDialect:
         if call.stream:
             body["stream"] = True
             body["stream_options"] = {"include_usage": True}
-        body.update(call.extra_body)
-        return [WireRequest(method="POST", path=path, json=body)]
+        return body
+
+    def shape(self, call: Call, name: str, value: Any, server: ServerInfo) -> dict[str, Any]:
+        """Return the fields that say what the answer must look like, for one of `params.SHAPES`.
+
+        Raises:
+            UnsupportedFeatureError: the server cannot do it.
+        """
+        if call.kind == "chat" and name == "response_format":
+            return {"response_format": value}
+        if call.kind == "chat" and name == "json_schema":
+            return {"response_format": json_schema_format(value)}
+        if is_neutral(name, value):
+            return {}
+        raise refuse(
+            name, value, self.name, f"the {call.kind} endpoint", "Ask for it in the prompt's own words."
+        )
 
     @staticmethod
     def _put_logprobs(call: Call, body: dict[str, Any]) -> None:
@@ -98,10 +124,14 @@ class OpenAIDialect:
         if not isinstance(error, dict):
             return ServerWords(message=str(error))
         message = error.get("message", error.get("detail"))
+        param = error.get("param")
+        if isinstance(message, list):  # FastAPI's list of what pydantic found
+            message, param = _fastapi_words(message)
         return ServerWords(
             message=None if message is None else _text(message),
             type=_text(error.get("type")),
             code=_text(error.get("code")),
+            param=_text(param),
         )
 
 
@@ -149,6 +179,15 @@ class OpenAIReader:
             server_message=words.message,
             body=raw,
         )
+
+
+def json_schema_format(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return OpenAI's `response_format` for a JSON Schema.
+
+    Format: https://platform.openai.com/docs/guides/structured-outputs; a name is obligatory there.
+    """
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", str(schema.get("title") or "answer"))[:64]
+    return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": schema}}
 
 
 def legacy_logprobs(value: dict[str, Any]) -> dict[str, Any]:
@@ -202,3 +241,16 @@ def _with_logprobs(choice: Any) -> Any:
 
 def _text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else str(value)
+
+
+def _fastapi_words(details: list[Any]) -> tuple[str, str | None]:
+    """Read FastAPI's `detail`: the message, and the field of the first complaint."""
+    words, fields = [], []
+    for detail in details:
+        if isinstance(detail, dict) and "msg" in detail:
+            place = [str(part) for part in detail.get("loc") or () if part != "body"]
+            words.append(f"{'.'.join(place)}: {detail['msg']}" if place else str(detail["msg"]))
+            fields.extend(place[:1])
+        else:
+            words.append(str(detail))
+    return "; ".join(words), fields[0] if fields else None
