@@ -16,8 +16,22 @@ from ..types import Detokenized, Tokens
 from ..wire import Call, WireRequest
 from ._base import is_neutral, refuse
 
-_SHAPES_PROMPT = ("tools", "chat_template_kwargs", "reasoning_effort")
-"""Parameters that change what a conversation's prompt is; the others do not matter to a tokenizer."""
+_SHAPING = (
+    "add_special_tokens", "tools", "documents", "chat_template", "chat_template_kwargs", "reasoning_effort",
+    "add_generation_prompt", "continue_final_message",
+)  # fmt: skip
+"""Parameters that change what the prompt is; the others do not matter to a tokenizer."""
+_VLLM_TEXT = ("add_special_tokens",)
+_VLLM_CHAT = (
+    "add_special_tokens", "tools", "chat_template", "chat_template_kwargs", "add_generation_prompt",
+    "continue_final_message",
+)  # fmt: skip
+_SGLANG_CHAT = (
+    "add_special_tokens", "tools", "chat_template_kwargs", "reasoning_effort", "continue_final_message"
+)  # fmt: skip
+_LLAMA_CHAT = (
+    "tools", "chat_template_kwargs", "reasoning_effort", "add_generation_prompt", "continue_final_message"
+)  # fmt: skip
 
 
 class TokenizerRoutes(Protocol):
@@ -59,30 +73,24 @@ def tokenizer_answer(routes: TokenizerRoutes, call: Call, raw: Any) -> Tokens | 
 
 
 class VLLMTokenizer:
-    """vLLM's `/tokenize` and `/detokenize`; SGLang has the same under `/v1`."""
+    """vLLM's `/tokenize` and `/detokenize`."""
 
-    def __init__(
-        self,
-        dialect: str = "vllm",
-        prefix: str = "",
-        shaping: tuple[str, ...] = ("tools", "chat_template_kwargs"),
-    ) -> None:
-        self._dialect = dialect
-        self._prefix = prefix
-        self._shaping = shaping
+    dialect = "vllm"
+    prefix = ""
+    chat_params = _VLLM_CHAT
 
     def tokenize(self, call: Call) -> WireRequest:
         """See `TokenizerRoutes.tokenize`."""
         body = _model(call)
         if call.messages is not None:
-            body |= {"messages": call.messages, **_shaping(call, self._dialect, self._shaping)}
+            body |= {"messages": call.messages, **_shaping(call, self.dialect, self.chat_params)}
         else:
-            body["prompt"] = _text(call, self._dialect)
-        return _post(call, self._prefix + "/tokenize", body)
+            body |= {"prompt": _text(call, self.dialect), **_shaping(call, self.dialect, _VLLM_TEXT)}
+        return _post(call, self.prefix + "/tokenize", body)
 
     def detokenize(self, call: Call) -> WireRequest:
         """See `TokenizerRoutes.detokenize`."""
-        return _post(call, self._prefix + "/detokenize", {**_model(call), "tokens": call.prompt})
+        return _post(call, self.prefix + "/detokenize", {**_model(call), "tokens": call.prompt})
 
     def tokens(self, raw: Any) -> Tokens:
         """See `TokenizerRoutes.tokens`."""
@@ -90,8 +98,20 @@ class VLLMTokenizer:
         return Tokens(ids=raw["tokens"], count=raw["count"], max_model_len=raw["max_model_len"])
 
     def text(self, raw: Any) -> Detokenized:
-        """See `TokenizerRoutes.text`. vLLM calls the text `prompt`, SGLang `text`."""
-        return Detokenized(text=raw["prompt"] if "prompt" in raw else raw["text"])
+        """See `TokenizerRoutes.text`."""
+        return Detokenized(text=raw["prompt"])
+
+
+class SGLangTokenizer(VLLMTokenizer):
+    """SGLang's: vLLM's under `/v1`, but for a name."""
+
+    dialect = "sglang"
+    prefix = "/v1"
+    chat_params = _SGLANG_CHAT
+
+    def text(self, raw: Any) -> Detokenized:
+        """See `TokenizerRoutes.text`."""
+        return Detokenized(text=raw["text"])
 
 
 class TGITokenizer:
@@ -100,6 +120,7 @@ class TGITokenizer:
     def tokenize(self, call: Call) -> WireRequest:
         """See `TokenizerRoutes.tokenize`."""
         if call.messages is None:
+            _shaping(call, "tgi", ())
             return _post(call, "/tokenize", {"inputs": _text(call, "tgi")})
         body = {"messages": call.messages, **_shaping(call, "tgi", ("tools",)), **call.extra_body}
         # TGI's route takes GET, with a body (router/src/server.rs).
@@ -127,9 +148,10 @@ class LlamaServerTokenizer:
         """See `TokenizerRoutes.tokenize`."""
         if call.messages is None:
             # Unasked, this endpoint leaves the special tokens out that the completion endpoint adds.
-            body = {"content": _text(call, "llamacpp"), "add_special": True, "with_pieces": True}
+            special = _shaping(call, "llamacpp", ("add_special_tokens",)).get("add_special_tokens", True)
+            body = {"content": _text(call, "llamacpp"), "add_special": special, "with_pieces": True}
             return _post(call, "/tokenize", body)
-        shaping = _shaping(call, "llamacpp", _SHAPES_PROMPT)
+        shaping = _shaping(call, "llamacpp", _LLAMA_CHAT)
         return _post(call, "/v1/chat/completions/input_tokens", {"messages": call.messages, **shaping})
 
     def detokenize(self, call: Call) -> WireRequest:
@@ -158,6 +180,7 @@ class LlamaCppPythonTokenizer:
                 "llama-cpp-python's server tokenizes text only, no messages, so nothing was sent.",
                 hint="Tokenize the prompt's text, or run llama-server, which counts messages.",
             )
+        _shaping(call, "llama-cpp-python", ())
         return _post(call, "/extras/tokenize", {**_model(call), "input": _text(call, "llamacpp")})
 
     def detokenize(self, call: Call) -> WireRequest:
@@ -188,12 +211,14 @@ def _text(call: Call, dialect: str) -> str:
 
 
 def _shaping(call: Call, dialect: str, known: tuple[str, ...]) -> dict[str, Any]:
-    """Return the parameters that shape a conversation's prompt, under the server's names (the same)."""
-    values = call.params.set_values()
-    for name in _SHAPES_PROMPT:
-        if name not in known and name in values and not is_neutral(name, values[name]):
-            raise refuse(name, values[name], dialect, "the tokenizer")
-    return {name: values[name] for name in known if name in values and not is_neutral(name, values[name])}
+    """Return the parameters that shape the prompt, under the servers' names, which are ours."""
+    shaping = {}
+    for name, value in call.params.set_values().items():
+        if name in known:
+            shaping[name] = value
+        elif name in _SHAPING and not is_neutral(name, value):
+            raise refuse(name, value, dialect, "the tokenizer")
+    return shaping
 
 
 def _piece(piece: str | list[int]) -> str:
