@@ -52,13 +52,14 @@ def detect(name: str | None = None) -> Probe:
     asked = _Asked()
     if name == "tgi":
         info = yield from asked.ask("/info", required=True)
-        return (
-            _tgi(asked, info) if isinstance(info, Mapping) else ServerInfo(dialect="tgi", facts=asked.facts)
-        )
+        told = _tgi(asked, info) if isinstance(info, Mapping) else _openai(asked)
+        return replace(told, dialect=name)
     listing = yield from asked.ask("/v1/models", required=True)
     asked.listed(listing)
     if name is not None:
-        return (yield from _PROBES[_probe_named(name, asked)](asked))
+        product = asked.owner if (name, asked.owner) in _SPOKEN_BY_TWO else name
+        told = yield from _PROBES[product](asked)
+        return replace(told, dialect=name)
     if listing is None:  # TGI before 2.0 and Ollama before 0.1.24 have no such list
         info = yield from asked.ask("/info")
         if isinstance(info, Mapping):
@@ -76,7 +77,7 @@ def detect(name: str | None = None) -> Probe:
 
 
 def parse_version(text: Any) -> tuple[int, ...] | None:
-    """Return the numbers that a version begins with: (0, 12, 0) of "v0.12.0rc1+cpu", (9931,) of "b9931-1a"."""
+    """Return the numbers that a version begins with: (0, 12, 0) of "v0.12.0rc1+cpu", (99,) of "b99-1a2b"."""
     match = re.match(r"[a-zA-Z]?(\d+(?:\.\d+)*)", text) if isinstance(text, str) else None
     return tuple(map(int, match[1].split("."))) if match else None
 
