@@ -13,9 +13,11 @@ from pydantic import ValidationError as PydanticValidationError
 
 from ..errors import APIStatusError, InvalidResponseError, ServerError, error_class_for_status, short
 from ..params import SHAPES
-from ..types import ChatChunk, ChatCompletion, Completion, CompletionChunk, Model
+from ..types import Answer, ChatChunk, ChatCompletion, Completion, CompletionChunk, Embeddings, Model
 from ..wire import Call, Reply, ServerInfo, WireRequest
 from ._base import DONE, ChunkReader, ServerWords, _Done, is_neutral, load_json, refuse
+from .embeddings import openai_answer, openai_request
+from .tokenizers import TokenizerRoutes, tokenizer_answer, tokenizer_request
 
 _COMMON = frozenset(
     {"max_tokens", "temperature", "top_p", "n", "stop", "seed", "frequency_penalty", "presence_penalty",
@@ -31,13 +33,26 @@ class OpenAIDialect:
     name = "openai"
     chat_params: frozenset[str] = _COMMON | _CHAT_ONLY
     completion_params: frozenset[str] = _COMMON | _COMPLETION_ONLY
+    tokenizer: TokenizerRoutes | None = None
 
     def depends_on_server(self, call: Call) -> bool:
         """See `Dialect.depends_on_server`."""
         return False
 
     def requests(self, call: Call, server: ServerInfo) -> list[WireRequest]:
-        """See `Dialect.requests`; always one."""
+        """See `Dialect.requests`."""
+        if call.kind == "embedding":
+            return [self.embedding_request(call)]
+        if call.kind in ("tokenize", "detokenize"):
+            return [tokenizer_request(self.tokenizer, call, self.name)]
+        return self.generation_requests(call, server)
+
+    def embedding_request(self, call: Call) -> WireRequest:
+        """Return the request for embeddings."""
+        return openai_request(call)
+
+    def generation_requests(self, call: Call, server: ServerInfo) -> list[WireRequest]:
+        """Return the requests of a chat or a completion; here always one."""
         path = "/v1/chat/completions" if call.kind == "chat" else "/v1/completions"
         return [WireRequest(method="POST", path=path, json={**self.body(call, server), **call.extra_body})]
 
@@ -97,8 +112,20 @@ class OpenAIDialect:
         else:
             body["logprobs"] = wanted
 
-    def answer(self, call: Call, replies: Sequence[Reply]) -> ChatCompletion | Completion:
+    def answer(self, call: Call, replies: Sequence[Reply]) -> Answer:
         """See `Dialect.answer`."""
+        if call.kind == "embedding":
+            return self.embeddings(call, load_json(replies[0].body))
+        if call.kind in ("tokenize", "detokenize"):
+            return tokenizer_answer(self.tokenizer, call, load_json(replies[0].body))
+        return self.generated(call, replies)
+
+    def embeddings(self, call: Call, raw: Any) -> Embeddings:
+        """Read the answer to `embedding_request`."""
+        return openai_answer(call, raw)
+
+    def generated(self, call: Call, replies: Sequence[Reply]) -> ChatCompletion | Completion:
+        """Read the replies to `generation_requests`."""
         (reply,) = replies
         raw = load_json(reply.body)
         answer: ChatCompletion | Completion

@@ -1,17 +1,19 @@
 """Text Generation Inference: `/generate` and `/generate_stream` for prompts, its OpenAI route for chat.
 
-Wire format: TGI's published OpenAPI document (v3), and its validation rules
-(`router/src/validation.rs`).
+Wire format: TGI's published OpenAPI document (v3), its request types (`router/src/lib.rs`) and its
+validation rules (`router/src/validation.rs`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import APIStatusError, InvalidResponseError, ServerError, error_class_for_status, short
+from ..params import CONSTRAINTS
 from ..types import (
+    ChatChunk,
     ChatCompletion,
     Completion,
     CompletionChoice,
@@ -23,10 +25,15 @@ from ..types import (
 )
 from ..wire import Call, Reply, ServerInfo, WireRequest
 from ._base import ChunkReader, _Done, effective, load_json, refuse
-from .openai import OpenAIDialect
+from ._shared import joined, seeds
+from .embeddings import no_embeddings
+from .openai import OpenAIDialect, OpenAIReader
+from .tokenizers import TGITokenizer
 
 MAX_BEST_OF = 2
-"""TGI's default `--max-best-of`: more sequences than this take requests of their own."""
+"""TGI's default `--max-best-of`: more sequences than the server's take requests of their own."""
+MAX_STOPS = 4
+"""TGI's default `--max-stop-sequences`: more stop strings than the server's are looked for here."""
 
 _NAMES = {
     "max_tokens": "max_new_tokens",
@@ -34,13 +41,13 @@ _NAMES = {
     "typical_p": "typical_p",
     "repetition_penalty": "repetition_penalty",
     "frequency_penalty": "frequency_penalty",
-    "stop": "stop",
     "truncate_prompt_tokens": "truncate",
     "echo": "return_full_text",
+    "watermark": "watermark",
 }
 _HANDLED = frozenset(
-    {"temperature", "top_p", "n", "best_of", "seed", "logprobs", "top_logprobs", "include_stop_str_in_output",
-     "user"}
+    {"temperature", "top_p", "n", "best_of", "seed", "stop", "logprobs", "top_logprobs",
+     "include_stop_str_in_output", "user"}
 )  # fmt: skip
 _FINISH = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
 
@@ -52,26 +59,46 @@ class TGIDialect(OpenAIDialect):
     """
 
     name = "tgi"
-    # TGI's chat route reads `logit_bias` and ignores it, takes `presence_penalty` for another one, and has
-    # a `response_format` of its own.
-    chat_params = OpenAIDialect.chat_params - {
+    # TGI's chat route reads `logit_bias` and ignores it, and takes `presence_penalty` for another one.
+    chat_params = (OpenAIDialect.chat_params | {"include_stop_str_in_output"}) - {
         "reasoning_effort",
         "parallel_tool_calls",
         "logit_bias",
         "presence_penalty",
-        "response_format",
     }
 
-    def requests(self, call: Call, server: ServerInfo) -> list[WireRequest]:
-        """See `Dialect.requests`. `n` becomes `best_of` where TGI can, else `n` requests, seed by seed."""
+    def depends_on_server(self, call: Call) -> bool:
+        """See `Dialect.depends_on_server`: what goes beyond the default limits may be within the server's."""
+        params = call.params
+        many = call.kind == "completion" and max(params.n or 1, params.best_of or 1) > MAX_BEST_OF
+        return many or len(params.stop or ()) > MAX_STOPS
+
+    tokenizer = TGITokenizer()
+
+    def embedding_request(self, call: Call) -> WireRequest:
+        """Refuse."""
+        raise no_embeddings(
+            self.name, 'text-embeddings-inference serves them: ask it with `dialect="openai"`.'
+        )
+
+    def generation_requests(self, call: Call, server: ServerInfo) -> list[WireRequest]:
+        """See `OpenAIDialect.generation_requests`. `n` becomes `best_of` where TGI can, else `n` requests, seed by seed."""
         if call.kind == "chat":
-            (request,) = super().requests(call, server)
-            request.json.pop("n", None)  # TGI reads it and ignores it
-            return [replace(request, json={**request.json, **seed}) for seed in self._seeds(call)]
+            body = self.body(call, server)
+            body.pop("n", None)  # TGI reads it and ignores it
+            body.pop("include_stop_str_in_output", None)
+            if "stop" in body:
+                body["stop"] = _known_stops(call, server)
+            return [
+                WireRequest(
+                    method="POST", path="/v1/chat/completions", json={**body, **seed, **call.extra_body}
+                )
+                for seed in seeds(call, self.name)
+            ]
         if not isinstance(call.prompt, str):
             raise refuse("prompt", call.prompt, self.name, "the generate endpoint", "TGI takes text only.")
-        parameters = self._parameters(call)
-        variants = self._variants(call, sampled=parameters["do_sample"])
+        parameters = self._parameters(call, server)
+        variants = self._variants(call, server, sampled=parameters["do_sample"])
         path = "/generate_stream" if call.stream else "/generate"
         return [
             WireRequest(
@@ -82,41 +109,42 @@ class TGIDialect(OpenAIDialect):
             for extra in variants
         ]
 
-    def _variants(self, call: Call, sampled: bool) -> list[dict[str, Any]]:
+    def shape(self, call: Call, name: str, value: Any, server: ServerInfo) -> dict[str, Any]:
+        """See `OpenAIDialect.shape`: TGI's chat route takes its own `grammar` as `response_format`."""
+        grammar = _grammar(call, name, value)
+        return {} if grammar is None else {"response_format": grammar}
+
+    def _variants(self, call: Call, server: ServerInfo, sampled: bool) -> list[dict[str, Any]]:
         """Return what sets each of the call's requests apart."""
         n, seed = call.params.n or 1, call.params.seed
         best_of = max(n, call.params.best_of or 1)
+        limit = server.limits.get("max_best_of", MAX_BEST_OF)
         # TGI takes best_of only when it samples, and not together with a seed.
-        can = sampled and seed is None and best_of <= MAX_BEST_OF
+        can = sampled and seed is None and best_of <= limit
         if best_of > n and not can:
             raise refuse(
                 "best_of", best_of, self.name, "the generate endpoint",
-                f"TGI wants it to be at most {MAX_BEST_OF}, with sampling and without a seed.",
+                f"TGI wants it to be at most {limit}, with sampling and without a seed.",
             )  # fmt: skip
-        return [{"best_of": best_of}] if best_of > 1 and can and not call.stream else self._seeds(call)
+        return [{"best_of": best_of}] if best_of > 1 and can and not call.stream else seeds(call, self.name)
 
-    def _seeds(self, call: Call) -> list[dict[str, Any]]:
-        """Return one entry for each of the `n` requests, each with a seed of its own if one was given."""
-        n, seed = call.params.n or 1, call.params.seed
-        if call.stream and n > 1:
-            raise refuse("n", n, self.name, "the stream", "Open one stream for each answer.")
-        return [{} if seed is None else {"seed": seed + i} for i in range(n)]
-
-    def _parameters(self, call: Call) -> dict[str, Any]:
+    def _parameters(self, call: Call, server: ServerInfo) -> dict[str, Any]:
         wanted = effective(call.params)
         greedy = wanted.get("temperature") == 0
         out: dict[str, Any] = {"details": True}
         for name, value in wanted.items():
             if name in _HANDLED:
                 continue
-            if name == "response_format":
-                out["grammar"] = _grammar(value)
+            if name in CONSTRAINTS or name == "response_format":
+                out["grammar"] = _grammar(call, name, value)
                 continue
             if name not in _NAMES:
                 raise refuse(name, value, self.name, "the generate endpoint")
             if greedy and name in ("top_k", "typical_p"):
                 continue  # Nothing is drawn, so nothing is to be filtered; TGI would take them as "sample".
             out[_NAMES[name]] = value
+        if "stop" in wanted:
+            out["stop"] = _known_stops(call, server)
         if not greedy:
             out.update({name: wanted[name] for name in ("temperature", "top_p") if name in wanted})
         # TGI samples when any of these is set (a `parameters` object alone means greedy).
@@ -127,10 +155,10 @@ class TGIDialect(OpenAIDialect):
             out["top_n_tokens"] = call.params.wanted_logprobs
         return out
 
-    def answer(self, call: Call, replies: Sequence[Reply]) -> ChatCompletion | Completion:
-        """See `Dialect.answer`."""
+    def generated(self, call: Call, replies: Sequence[Reply]) -> ChatCompletion | Completion:
+        """See `OpenAIDialect.generated`."""
         if call.kind == "chat":
-            return _merged([super(TGIDialect, self).answer(call, [reply]) for reply in replies])
+            return joined([self._chat_answer(call, reply) for reply in replies])
         raws = [load_json(reply.body) for reply in replies]
         sequences: list[dict[str, Any]] = []
         for raw in raws:
@@ -151,9 +179,63 @@ class TGIDialect(OpenAIDialect):
         answer._raw = raws[0] if len(raws) == 1 else raws
         return answer
 
+    def _chat_answer(self, call: Call, reply: Reply) -> ChatCompletion:
+        answer = super().answer(call, [reply])
+        assert isinstance(answer, ChatCompletion)
+        for choice in answer.choices:
+            text, stop = _cut(call, choice.message.content or "")
+            choice.finish_reason = _FINISH.get(choice.finish_reason or "", choice.finish_reason)
+            if stop is not None:
+                choice.message.content = text
+                choice.finish_reason, choice.stop_reason = "stop", stop
+        return answer
+
     def reader(self, call: Call) -> ChunkReader:
         """See `Dialect.reader`."""
-        return super().reader(call) if call.kind == "chat" else TGIReader(call, self)
+        return TGIChatReader(call, self) if call.kind == "chat" else TGIReader(call, self)
+
+
+class _Cutter:
+    """Hands a growing text on up to the first stop string, holding back what may be the beginning of one."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._hold = max(map(len, call.params.stop or ()), default=1) - 1
+        self._seen = ""
+        self._sent = 0
+
+    def add(self, piece: str, *, last: bool) -> tuple[str, str | None]:
+        """Return the text that is safe to show, and the stop string that ended it."""
+        self._seen += piece
+        text, stop = _cut(self._call, self._seen)
+        until = len(text) if last or stop is not None else max(self._sent, len(text) - self._hold)
+        shown, self._sent = text[self._sent : until], max(self._sent, until)
+        return shown, stop
+
+
+class TGIChatReader(OpenAIReader):
+    """Reads TGI's chat stream, which shows its stop strings."""
+
+    def __init__(self, call: Call, dialect: TGIDialect) -> None:
+        super().__init__(call, dialect)
+        self._cutter = _Cutter(call)
+        self.ended = False
+
+    def read(self, data: bytes) -> ChatChunk | CompletionChunk | _Done | None:
+        """See `ChunkReader.read`."""
+        chunk = super().read(data)
+        if isinstance(chunk, ChatChunk):
+            for choice in chunk.choices:
+                last = choice.finish_reason is not None
+                text, stop = self._cutter.add(choice.delta.content or "", last=last)
+                if text or choice.delta.content:
+                    choice.delta.content = text
+                choice.finish_reason = _FINISH.get(choice.finish_reason or "", choice.finish_reason)
+                if stop is not None:
+                    choice.finish_reason, choice.stop_reason = "stop", stop
+                    self._finished.add(choice.index)
+                    self.ended = not last  # the server would go on
+        return chunk
 
 
 class TGIReader:
@@ -162,11 +244,8 @@ class TGIReader:
     def __init__(self, call: Call, dialect: TGIDialect) -> None:
         self._call = call
         self._dialect = dialect
-        keep = call.params.include_stop_str_in_output
-        self._stops = [] if keep else list(call.params.stop or ())
-        self._hold = max(map(len, self._stops), default=1) - 1
-        self._seen = ""
-        self._sent = 0
+        self._cutter = _Cutter(call)
+        self._count = 0
         self.complete = self.ended = False
 
     def read(self, data: bytes) -> CompletionChunk | _Done | None:
@@ -177,22 +256,17 @@ class TGIReader:
         token = raw.get("token") if isinstance(raw, dict) else None
         if not isinstance(token, dict):
             raise InvalidResponseError(f"The event is not TGI's: {short(raw)}.", hint="Is this a TGI server?")
-        final = raw.get("generated_text")
-        if not token.get("special"):
-            self._seen += token.get("text") or ""
-        if final is None:
-            until = max(self._sent, len(self._seen) - self._hold)
-            finish = stop_reason = usage = None
-        else:
+        last = raw.get("generated_text") is not None
+        self._count += 1
+        piece = "" if token.get("special") else token.get("text") or ""
+        text, stop = self._cutter.add(piece, last=last)
+        finish = usage = None
+        if last or stop is not None:
             self.complete = self.ended = True
             details = raw.get("details") or {}
-            finish, stop_reason, text = _finish(self._stops, details.get("finish_reason"), self._seen)
-            until = max(self._sent, len(text))
-            usage = _counts(
-                details.get("input_length") or 0, details.get("generated_tokens") or raw.get("index") or 0
-            )
-        text, self._sent = self._seen[self._sent : until], until
-        choice = CompletionChoice(text=text, finish_reason=finish, stop_reason=stop_reason)
+            finish = "stop" if stop is not None else _finish(details.get("finish_reason"))
+            usage = _counts(details.get("input_length") or 0, details.get("generated_tokens") or self._count)
+        choice = CompletionChoice(text=text, finish_reason=finish, stop_reason=stop)
         if self._call.params.wanted_logprobs is not None:
             choice.logprobs = Logprobs(content=[_token(token, raw.get("top_tokens"))])
         return CompletionChunk(model=self._call.model, choices=[choice], usage=usage)
@@ -206,42 +280,56 @@ class TGIReader:
         return cls("The server broke the stream off with an error.", server_message=words.message, body=raw)
 
 
-def _grammar(response_format: dict[str, Any]) -> dict[str, Any]:
-    """Return TGI's `grammar` for OpenAI's `response_format`."""
-    schema = (response_format.get("json_schema") or {}).get("schema")
-    if response_format.get("type") != "json_schema" or schema is None:
+def _known_stops(call: Call, server: ServerInfo) -> list[str]:
+    """Return as many stop strings as the server takes; `_cut` looks for all of them."""
+    return (call.params.stop or [])[: server.limits.get("max_stop_sequences", MAX_STOPS)]
+
+
+def _cut(call: Call, text: str) -> tuple[str, str | None]:
+    """Return a text up to its first stop string, and that string; None when it has none."""
+    start = len(call.prompt) if call.params.echo and isinstance(call.prompt, str) else 0
+    found = [
+        (place, -len(stop), stop) for stop in call.params.stop or () if (place := text.find(stop, start)) >= 0
+    ]
+    if not found:
+        return text, None
+    place, length, stop = min(found)
+    return text[: place - length if call.params.include_stop_str_in_output else place], stop
+
+
+def _grammar(call: Call, name: str, value: Any) -> dict[str, Any] | None:
+    """Return TGI's grammar (`GrammarType` in `router/src/lib.rs`) for one of `params.SHAPES`."""
+    where = "the chat endpoint" if call.kind == "chat" else "the generate endpoint"
+    if name == "regex":
+        return {"type": "regex", "value": value}
+    if name == "choice":
+        return {"type": "regex", "value": f"({'|'.join(map(_literal, value))})"}
+    if name == "grammar":
+        raise refuse(name, value, "tgi", where, "TGI knows JSON Schema and regular expressions.")
+    if name == "response_format":
+        if value.get("type") == "text":
+            return None
+        schema = (value.get("json_schema") or {}).get("schema")
+        if value.get("type") != "json_schema" or schema is None:
+            raise refuse(name, value, "tgi", where, "TGI wants a schema.")
+        value = schema
+    if not isinstance(value, Mapping) or "properties" not in value:
         raise refuse(
-            "response_format", response_format, "tgi", "the generate endpoint", "TGI wants a schema."
-        )
-    return {"type": "json", "value": schema}
+            name, value, "tgi", where,
+            "TGI takes only schemas of objects with `properties` (`router/src/validation.rs`).",
+        )  # fmt: skip
+    return {"type": "json", "value": value}
 
 
-def _merged(answers: list[ChatCompletion | Completion]) -> ChatCompletion | Completion:
-    """Join the answers of `n` requests into one with `n` choices."""
-    first = answers[0]
-    if len(answers) == 1:
-        return first
-    assert isinstance(first, ChatCompletion)
-    choices = [choice for answer in answers for choice in answer.choices]
-    merged = ChatCompletion(
-        id=first.id,
-        created=first.created,
-        model=first.model,
-        choices=[choice.model_copy(update={"index": i}) for i, choice in enumerate(choices)],
-    )
-    if all(answer.usage for answer in answers):
-        merged.usage = _counts(
-            first.usage.prompt_tokens if first.usage else 0,
-            sum(answer.usage.completion_tokens for answer in answers if answer.usage),
-        )
-    merged._raw = [answer.raw for answer in answers]
-    return merged
+def _literal(text: str) -> str:
+    """Return the regular expression of a text, in what Rust's and Python's engines have in common."""
+    return re.sub(r"([\\.^$|?*+()\[\]{}])", r"\\\1", text)
 
 
 def _choice(call: Call, index: int, sequence: dict[str, Any]) -> CompletionChoice:
-    stops = [] if call.params.include_stop_str_in_output else call.params.stop or []
-    finish, stop_reason, text = _finish(stops, sequence.get("finish_reason"), sequence["generated_text"])
-    choice = CompletionChoice(index=index, text=text, finish_reason=finish, stop_reason=stop_reason)
+    text, stop = _cut(call, sequence["generated_text"])
+    finish = "stop" if stop is not None else _finish(sequence.get("finish_reason"))
+    choice = CompletionChoice(index=index, text=text, finish_reason=finish, stop_reason=stop)
     if call.params.wanted_logprobs is not None and sequence.get("tokens") is not None:
         tops = sequence.get("top_tokens") or [None] * len(sequence["tokens"])
         choice.logprobs = Logprobs(
@@ -250,13 +338,9 @@ def _choice(call: Call, index: int, sequence: dict[str, Any]) -> CompletionChoic
     return choice
 
 
-def _finish(stops: Sequence[str], reason: str | None, text: str) -> tuple[str | None, str | None, str]:
-    """Return OpenAI's finish_reason, the stop string that ended the text, and the text without it."""
-    if reason == "stop_sequence":
-        for stop in sorted(stops, key=len, reverse=True):
-            if text.endswith(stop):
-                return "stop", stop, text[: -len(stop)]
-    return _FINISH.get(reason or "", reason), None, text
+def _finish(reason: str | None) -> str | None:
+    """Return OpenAI's finish_reason for TGI's."""
+    return _FINISH.get(reason or "", reason)
 
 
 def _token(token: dict[str, Any], top: list[dict[str, Any]] | None) -> TokenLogprob:

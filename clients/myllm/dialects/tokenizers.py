@@ -64,8 +64,9 @@ def tokenizer_request(routes: TokenizerRoutes | None, call: Call, dialect: str) 
     return routes.tokenize(call) if call.kind == "tokenize" else routes.detokenize(call)
 
 
-def tokenizer_answer(routes: TokenizerRoutes, call: Call, raw: Any) -> Tokens | Detokenized:
+def tokenizer_answer(routes: TokenizerRoutes | None, call: Call, raw: Any) -> Tokens | Detokenized:
     """Read the answer to `tokenizer_request`."""
+    assert routes is not None  # else there was no request
     answer = routes.tokens(raw) if call.kind == "tokenize" else routes.text(raw)
     answer.model = call.model
     answer._raw = raw

@@ -12,12 +12,13 @@ from ..params import CONSTRAINTS
 from ..wire import Call, ServerInfo
 from ._base import refuse
 from .openai import OpenAIDialect, json_schema_format
+from .tokenizers import VLLMTokenizer
 
 _SAMPLING = frozenset(
     {"top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids", "bad_words",
-     "allowed_token_ids", "use_beam_search", "length_penalty", "include_stop_str_in_output", "prompt_logprobs",
-     "skip_special_tokens", "spaces_between_special_tokens", "truncate_prompt_tokens", "add_special_tokens",
-     "priority"}
+     "allowed_token_ids", "use_beam_search", "length_penalty", "include_stop_str_in_output",
+     "prompt_logprobs", "skip_special_tokens", "spaces_between_special_tokens", "truncate_prompt_tokens",
+     "add_special_tokens", "priority"}
 )  # fmt: skip
 _CHAT = frozenset(
     {"echo", "add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs",
@@ -38,6 +39,7 @@ class VLLMDialect(OpenAIDialect):
     name = "vllm"
     chat_params = OpenAIDialect.chat_params | _SAMPLING | _CHAT
     completion_params = OpenAIDialect.completion_params | _SAMPLING
+    tokenizer = VLLMTokenizer()
 
     def depends_on_server(self, call: Call) -> bool:
         """See `Dialect.depends_on_server`: constraints are spelled by version, and `best_of` is gone."""
@@ -61,7 +63,7 @@ class VLLMDialect(OpenAIDialect):
         """See `OpenAIDialect.shape`.
 
         A server that does not tell its version (behind a proxy) gets a schema as `response_format`, which
-        every version since 0.6.4 obeys in a chat, and anything else as `structured_outputs`: a vLLM older than
+        every version since 0.6.4 obeys in a chat, and all else as `structured_outputs`: a vLLM older than
         0.11 would ignore that, a newer one would ignore the other spelling; either way the answer is checked.
         """
         if name == "response_format":
