@@ -287,7 +287,8 @@ def _known_stops(call: Call, server: ServerInfo) -> list[str]:
 
 def _cut(call: Call, text: str) -> tuple[str, str | None]:
     """Return a text up to its first stop string, and that string; None when it has none."""
-    start = len(call.prompt) if call.params.echo and isinstance(call.prompt, str) else 0
+    before = call.prompt if call.params.echo and isinstance(call.prompt, str) else ""
+    start = len(before) if text.startswith(before) else 0
     found = [
         (place, -len(stop), stop) for stop in call.params.stop or () if (place := text.find(stop, start)) >= 0
     ]
