@@ -2,93 +2,193 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import difflib
 import email.utils
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .dialects import Dialect
 from .errors import APIStatusError, ContextLengthError, error_class_for_status
+from .messages import policy_for
 from .wire import Reply, Send
 
-# vLLM and OpenAI: "This model's maximum context length is 8192 tokens. However, …"; TGI: "`inputs` tokens +
-# `max_new_tokens` must be <= 2048. Given: …" and "`inputs` must have less than 1024 tokens."; llama.cpp.
-_CONTEXT = re.compile(
-    r"maximum context length|`inputs` tokens \+ `max_new_tokens`|`inputs` must have less than"
-    r"|exceeds the available context size",
+# --- a prompt that is too long -----------------------------------------------------------------------------
+
+_TOO_LONG = re.compile(
+    r"maximum context length|model's context length|exceeds? (?:the )?(?:maximum )?context length"
+    r"|available context size|exceed_context_size|context_length_exceeded|exceeds? (?:the )?context window"
+    r"|`inputs` tokens \+ `max_new_tokens`|`inputs` must have less than|`max_new_tokens` must be <="
+    r"|exceed the configured limit of \d+ tokens|cannot be greater than max_model_len",
     re.IGNORECASE,
 )
-
-_HTML = re.compile(r"<html.*?<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
-
-# (status or None, pattern in the server's words, what to do)
-_HINTS: tuple[tuple[int | None, re.Pattern[str], str], ...] = (
-    (
-        None,
-        re.compile(r"enable-auto-tool-choice|tool.call.parser", re.IGNORECASE),
-        "Start the server with `--enable-auto-tool-choice --tool-call-parser …`.",
-    ),
-    (
-        None,
-        re.compile(
-            r"roles must alternate|system role not supported|only user and assistant roles", re.IGNORECASE
-        ),
-        "This model's chat template is strict about roles: join neighbouring messages of one role, and put "
-        "the system text into the first user message.",
-    ),
-    (
-        None,
-        re.compile(r"chat[ _]template", re.IGNORECASE),
-        "The model has no usable chat template: start the server with `--chat-template`, or use completions "
-        '(`model_type="text"`, `client.complete`).',
-    ),
-    (404, re.compile(r"model", re.IGNORECASE), "`client.models()` lists the models that are served."),
-    (
-        404,
-        re.compile(""),
-        "Is this the right kind of server? `/v1/…` needs an OpenAI-compatible one (vLLM: `vllm serve`), "
-        "`/generate` needs TGI; check `url`, `port` and `dialect`.",
-    ),
-    (401, re.compile(""), "Give the server's key as `api_key=`, or in `MYLLM_API_KEY`."),
-    (403, re.compile(""), "Is this key allowed to use this model?"),
-    (429, re.compile(""), "Lower the number of requests in flight, or raise `max_retries`."),
+# Each server says the three numbers in its own words, and most have had several; the tests quote them.
+_LIMIT = re.compile(
+    r"context length (?:is (?:only )?|of |\()(\d+)|context size \((\d+) tokens|context window of (\d+)"
+    r"|configured limit of (\d+)|must be <= (\d+)|must have less than (\d+) tokens|max_model_len ?= ?(\d+)"
+)
+_PROMPT = re.compile(
+    r"(\d+) in (?:the|your) (?:messages|prompt)|(?:has|passed|contains(?: at least)?) (\d+) input tokens"
+    r"|input \((\d+) tokens|Input length \((\d+)\)|(\d+) tokens from the input messages"
+    r"|request \((\d+) tokens|Given: (\d+) `inputs` tokens|tokens\. Given: (\d+)|Requested tokens \((\d+)\)"
+    r"|messages resulted in (\d+) tokens"
+)
+_MAX_TOKENS = re.compile(
+    r"(\d+) (?:in|for) the completion|(\d+) in your completion|(\d+) tokens for the completion"
+    r"|is too large: (\d+)|requested (\d+) output tokens|(\d+) `max_new_tokens`"
+    r"|`max_new_tokens` must be <= \d+\. Given: (\d+)|max_(?:completion_)?tokens=(\d+) cannot"
 )
 
+# --- hints -------------------------------------------------------------------------------------------------
 
-def error_from_reply(send: Send, reply: Reply, dialect: Dialect, request_id: str) -> APIStatusError:
-    """Return the error for a reply of status 300 or above."""
-    body = _body(reply.body, send.endpoint.api_key)
-    words = dialect.server_words(body).message
+# (statuses or None for any below 500, pattern in the server's words, what to do); the first that fits.
+_HINTS: tuple[tuple[tuple[int, ...] | None, re.Pattern[str], str], ...] = tuple(
+    (statuses, re.compile(pattern, re.IGNORECASE), hint)
+    for statuses, pattern, hint in (
+        (
+            None,
+            r"enable-auto-tool-choice|tool.call.parser",
+            "Start the server with `--enable-auto-tool-choice --tool-call-parser …`.",
+        ),
+        (
+            None,
+            r"chat[ _]template|template not found",
+            "The model has no usable chat template: start the server with `--chat-template`, or use "
+            'completions (`model_type="text"`, `client.complete`).',
+        ),
+        (
+            None,
+            r"grammar is not supported",
+            "The server was started with `--disable-grammar-support`: constraints need it without.",
+        ),
+        (
+            None,
+            r"model does not support .{1,40} API",
+            "The served model is for another task: `client.server_info()` says for which.",
+        ),
+        ((404,), r"model", "`client.models()` lists the models that are served."),
+        (
+            (404, 405),
+            r"",
+            "Is this the right kind of server? `/v1/…` needs an OpenAI-compatible one (vLLM: `vllm serve`), "
+            "`/generate` needs TGI; check `url`, `port` and `dialect`.",
+        ),
+        ((401,), r"", "Give the server's key as `api_key=`, or in `MYLLM_API_KEY`."),
+        ((403,), r"", "Is this key allowed to use this model?"),
+        ((413,), r"", "The request is larger than the server or a proxy in front of it takes."),
+        ((429,), r"", "Lower the number of requests in flight, or raise `max_retries`."),
+    )
+)
+_ROLES = {
+    "alternate": 'message_policy="alternate"` joins neighbouring messages of one role and puts',
+    "merge_system": 'message_policy="merge_system"` puts',
+}
+
+_HTML = re.compile(r"<html.*?<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
+_NAMED_FIELD = re.compile(r"\(parameter=(\w+)")
+
+
+def error_from_reply(
+    send: Send, reply: Reply, dialect: Dialect, request_id: str, served: Sequence[str] = ()
+) -> APIStatusError:
+    """Return the error for a reply of status 300 or above.
+
+    Args:
+        send: what was asked.
+        reply: what came.
+        dialect: whose words the server speaks.
+        request_id: ours, for servers that do not answer with theirs.
+        served: the models that the server serves, where they are known.
+    """
+    secrets = tuple(_secrets(send))
+    body = _body(reply.body, secrets)
+    said = dialect.server_words(body)
+    words = said.message
     if words and (page := _HTML.search(words)):
         words = page[1].strip()
-    cls: type[APIStatusError] = error_class_for_status(reply.status)
-    hint = hint_for(reply.status, words or "")
+    url = scrubbed(send.endpoint.url + send.request.path, secrets)
+    context: dict[str, Any] = {
+        "body": body,
+        "param": said.param or _named_field(words),
+        "endpoint": scrubbed(send.endpoint.url, secrets),
+        "status": reply.status,
+        "request_id": reply.headers.get("x-request-id") or request_id,
+        "server_message": words,
+        "retry_after": retry_after_seconds(reply.headers),
+    }
+    message = f"{send.request.method} {url} was answered with status {reply.status}."
+    if reply.status in (400, 413, 422, 500) and _TOO_LONG.search(f"{words} {said.type} {said.code}"):
+        return _too_long(message, words or "", body, context)
     if reply.status < 400:
-        hint = f"It redirects to {reply.headers.get('location')!r}: use that as the URL if you trust it."
-    if reply.status in (400, 413, 422) and words and _CONTEXT.search(words):
-        cls = ContextLengthError
-        hint = None if "shorten" in words.lower() else "Shorten the prompt, or lower `max_tokens`."
-    url = send.endpoint.url + send.request.path
-    return cls(
-        f"{send.request.method} {url} was answered with status {reply.status}.",
-        body=body,
-        endpoint=send.endpoint.url,
-        status=reply.status,
-        request_id=reply.headers.get("x-request-id") or request_id,
-        server_message=words,
-        hint=hint,
-        retry_after=retry_after_seconds(reply.headers),
-    )
+        target = scrubbed(str(reply.headers.get("location")), secrets)
+        hint: str | None = f"It redirects to {target!r}: use that as the URL if you trust it."
+    else:
+        hint = hint_for(reply.status, words or "", _model_of(send), served)
+    cls: type[APIStatusError] = error_class_for_status(reply.status)
+    return cls(message, hint=hint, **context)
 
 
-def hint_for(status: int, words: str) -> str | None:
-    """Return what to do about a refusal, where its cause is known."""
-    for wanted, pattern, hint in _HINTS:
-        if wanted in (None, status) and status < 500 and pattern.search(words):
+def hint_for(status: int, words: str, model: str | None = None, served: Sequence[str] = ()) -> str | None:
+    """Return what to do about a refusal, where its cause is known.
+
+    Args:
+        status: the reply's.
+        words: the server's.
+        model: the model that was asked for.
+        served: the models that are served, where they are known.
+    """
+    if (policy := policy_for(words)) is not None:
+        return (
+            f"This model's chat template is strict about roles: `{_ROLES[policy]} the system text into the "
+            "first user message."
+        )
+    if status == 404 and served and (not words or "model" in words.lower()):
+        near = difflib.get_close_matches(model or "", served, n=1)
+        guess = f" Did you mean {near[0]!r}?" if near else ""
+        return f"The server serves {', '.join(map(repr, served))}.{guess}"
+    for statuses, pattern, hint in _HINTS:
+        if (status in statuses if statuses else status < 500) and pattern.search(words):
             return hint
     return None
+
+
+def _too_long(message: str, words: str, body: Any, context: dict[str, Any]) -> ContextLengthError:
+    hint = None if "shorten" in words.lower() else "Shorten the prompt, or lower `max_tokens`."
+    error = ContextLengthError(message, hint=hint, **context)
+    error.prompt_tokens, error.max_tokens, error.limit = (
+        _number(pattern, words) for pattern in (_PROMPT, _MAX_TOKENS, _LIMIT)
+    )
+    # llama.cpp has fields for them.
+    fields = body.get("error", body) if isinstance(body, dict) else None
+    if isinstance(fields, dict):
+        error.prompt_tokens = _int(fields.get("n_prompt_tokens")) or error.prompt_tokens
+        error.limit = _int(fields.get("n_ctx")) or error.limit
+    return error
+
+
+def _number(pattern: re.Pattern[str], words: str) -> int | None:
+    found = pattern.search(words)
+    return None if found is None else next(int(group) for group in found.groups() if group is not None)
+
+
+def _int(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _named_field(words: str | None) -> str | None:
+    """Read the field that vLLM names at the end of its words: "(parameter=max_tokens, value=16384)"."""
+    found = _NAMED_FIELD.search(words or "")
+    return None if found is None else found[1]
+
+
+def _model_of(send: Send) -> str | None:
+    body = send.request.json
+    model = body.get("model") if isinstance(body, dict) else None
+    return model if isinstance(model, str) else None
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) -> float | None:
@@ -107,11 +207,50 @@ def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) ->
     return max(0.0, date.timestamp() - (time.time() if now is None else now))
 
 
-def _body(body: bytes, secret: str | None) -> Any:
-    text = body.decode("utf-8", "replace")
-    if secret:  # some servers repeat what they were sent
-        text = text.replace(secret, "…")
+def _body(body: bytes, secrets: Sequence[str]) -> Any:
+    text = scrubbed(body.decode("utf-8", "replace"), secrets)
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
+
+
+# --- secrets -----------------------------------------------------------------------------------------------
+
+_SECRET_HEADER = re.compile(
+    r"authorization|cookie|secret|api-?key|password|credential|\btoken$", re.IGNORECASE
+)
+# What is a secret by its looks: credentials in a header's value or a URL, keys of well-known services.
+_LOOKS_SECRET = re.compile(
+    r"(?<=\bBearer )[\w.~+/=-]{8,}|(?<=\bBasic )[A-Za-z0-9+/=]{8,}|(?<=://)[^/\s:@\"']*:[^/\s@\"']+(?=@)"
+    r"|\bsk-[\w-]{16,}|\bhf_\w{16,}"
+)
+
+
+def scrubbed(text: str, secrets: Sequence[str] = ()) -> str:
+    """Return a text without these secrets and what looks like one: some servers repeat what they get."""
+    for secret in secrets:
+        # A short one ("k") may be part of any word.
+        pattern = re.escape(secret) if len(secret) >= 8 else rf"(?<!\w){re.escape(secret)}(?!\w)"
+        text = re.sub(pattern, "…", text)
+    return _LOOKS_SECRET.sub("…", text)
+
+
+def _secrets(send: Send) -> Iterator[str]:
+    """Yield what a request carries that nobody else may see, the longest form of each first."""
+    if send.endpoint.api_key:
+        yield send.endpoint.api_key
+    for name, value in send.headers.items():
+        if not value or not _SECRET_HEADER.search(name):
+            continue
+        yield value
+        scheme, _, credentials = value.partition(" ")
+        if credentials:
+            yield credentials
+        if scheme.lower() == "basic":
+            try:
+                login = base64.b64decode(credentials).decode()
+            except (binascii.Error, UnicodeDecodeError):
+                continue
+            yield login
+            yield login.partition(":")[2]
