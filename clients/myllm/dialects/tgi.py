@@ -82,7 +82,7 @@ class TGIDialect(OpenAIDialect):
         )
 
     def generation_requests(self, call: Call, server: ServerInfo) -> list[WireRequest]:
-        """See `OpenAIDialect.generation_requests`. `n` becomes `best_of` where TGI can, else `n` requests, seed by seed."""
+        """Return them: `n` becomes `best_of` where TGI can, else `n` requests, seed by seed."""
         if call.kind == "chat":
             body = self.body(call, server)
             body.pop("n", None)  # TGI reads it and ignores it
