@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from ..errors import InvalidParameterError
 from ._base import DONE, ChunkReader, Dialect
+from .llamacpp import LlamaCppDialect
+from .ollama import OllamaDialect
 from .openai import OpenAIDialect
+from .sglang import SGLangDialect
 from .tgi import TGIDialect
 from .vllm import VLLMDialect
 
-DIALECTS: dict[str, Dialect] = {d.name: d for d in (VLLMDialect(), TGIDialect(), OpenAIDialect())}
+DIALECTS: dict[str, Dialect] = {
+    d.name: d
+    for d in (
+        VLLMDialect(),
+        TGIDialect(),
+        SGLangDialect(),
+        LlamaCppDialect(),
+        OllamaDialect(),
+        OpenAIDialect(),
+    )
+}
 """The dialects by name."""
 
 
@@ -33,7 +46,10 @@ __all__ = [
     "DONE",
     "ChunkReader",
     "Dialect",
+    "LlamaCppDialect",
+    "OllamaDialect",
     "OpenAIDialect",
+    "SGLangDialect",
     "TGIDialect",
     "VLLMDialect",
     "get_dialect",

@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
 from ..types import ChatCompletion, Completion, Usage
 from ..wire import Call
-from ._base import is_neutral, refuse
+from ._base import refuse
 
 AnswerT = TypeVar("AnswerT", ChatCompletion, Completion)
-
-
-def translated(
-    call: Call, words: Mapping[str, str], handled: Container[str], dialect: str, where: str
-) -> dict[str, Any]:
-    """Return the call's parameters under the server's names.
-
-    Also those that change nothing where the server knows them: its own default may be another.
-
-    Args:
-        words: the server's name of each parameter that it takes as it is.
-        handled: parameters that the caller sees to.
-
-    Raises:
-        UnsupportedFeatureError: the server has no word for a parameter that would matter.
-    """
-    out: dict[str, Any] = {}
-    for name, value in call.params.set_values().items():
-        if name in handled:
-            continue
-        if name in words:
-            out[words[name]] = value
-        elif not is_neutral(name, value):
-            raise refuse(name, value, dialect, where)
-    return out
 
 
 def seeds(call: Call, dialect: str) -> list[dict[str, int]]:
