@@ -238,19 +238,22 @@ def _dumped(schema: Any) -> str:
 @lru_cache(maxsize=256)
 def _validator(text: str) -> Validator:
     """Return the validator of a schema's JSON, made once."""
+    from jsonschema import FormatChecker
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import Draft202012Validator, validator_for
+    from jsonschema_specifications import REGISTRY
     from referencing.exceptions import Unresolvable
-    from referencing.jsonschema import DRAFT202012, EMPTY_REGISTRY, specification_with
+    from referencing.jsonschema import DRAFT202012, specification_with
 
-    schema = json.loads(text)
+    schema, reference = json.loads(text), ""
     cls = validator_for(schema, default=Draft202012Validator)
     try:
-        cls.check_schema(schema)
+        # Formats aside: patterns are ECMAScript's, which Python would refuse where it cannot read them.
+        cls.check_schema(schema, format_checker=FormatChecker(()))
         dialect = schema.get("$schema") if isinstance(schema, dict) else None
         resource = specification_with(dialect or "", default=DRAFT202012).create_resource(schema)
         # A registry without a retriever: jsonschema's own default would fetch what a `$ref` names.
-        registry = EMPTY_REGISTRY.with_resource("", resource)
+        registry = REGISTRY.with_resource("", resource)
         for reference, resolver in _references(resource, registry.resolver_with_root(resource)):
             resolver.lookup(reference)
     except SchemaError as exc:
@@ -258,9 +261,9 @@ def _validator(text: str) -> Validator:
             f"`json_schema` is no valid JSON Schema: at `{_place(exc.absolute_path)}`: {exc.message}.",
             param="json_schema",
         ) from None
-    except Unresolvable as exc:
+    except Unresolvable:
         raise InvalidParameterError(
-            f"`json_schema`: the `$ref` {exc.ref!r} leads to nothing inside of the schema, and nothing is "
+            f"`json_schema`: the `$ref` {reference!r} leads to nothing inside of the schema, and nothing is "
             "ever fetched: put what it means into `$defs`.",
             param="json_schema",
         ) from None
