@@ -20,14 +20,19 @@ UrlSpec = str | Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One server: its URL, kept without `/v1` and trailing slash, and the key it wants.
+    """One server: its URL, kept without `/v1` and trailing slash, the key it wants, and its share of the work.
+
+    `weight` counts against the other servers' weights: one of 2.0 gets twice the calls of one of 1.0 under the
+    policies "weighted", "least_in_flight" and "affinity".
 
     Raises:
-        InvalidParameterError: the URL is not a server's, or the key can't stand in a header.
+        InvalidParameterError: the URL is not a server's, the key can't stand in a header, or the weight is not
+            above 0.
     """
 
     url: str
     api_key: str | None = field(default=None, repr=False)
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "url", normalize_url(self.url))
@@ -39,6 +44,8 @@ class Endpoint:
                     "`api_key` holds characters that no HTTP header can carry.", param="api_key"
                 )
             object.__setattr__(self, "api_key", key or None)
+        if not (isinstance(self.weight, int | float) and 0 < self.weight < float("inf")):
+            raise InvalidParameterError(f"`weight={self.weight!r}` must be a number above 0.", param="weight")
 
     @property
     def host(self) -> str:

@@ -2,120 +2,72 @@
 
 from __future__ import annotations
 
+import json
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from typing import Any, Generic, TypeVar
 
+from . import constraints
+from .accumulate import Accumulator
 from .dialects import DONE, ChunkReader
 from .errors import ConnectError, IncompleteStreamError, InvalidResponseError, MyLLMError
-from .flow import located
+from .job import located
+from .ndjson import NDJSONDecoder
 from .sse import SSEDecoder
-from .transport.http import AsyncOpenBody, OpenBody
-from .types import (
-    ChatChoice,
-    ChatChunk,
-    ChatCompletion,
-    Completion,
-    CompletionChoice,
-    CompletionChunk,
-    Logprobs,
-    Message,
-    ToolCall,
-    Usage,
-)
-from .wire import Kind, Reply, Send
+from .types import Answer, ChatChunk, ChatCompletion, Completion, CompletionChunk
+from .wire import Call, ServerInfo
 
 ChunkT = TypeVar("ChunkT", ChatChunk, CompletionChunk)
 FinalT = TypeVar("FinalT", ChatCompletion, Completion)
-
-
-class Accumulator:
-    """Adds the chunks of one stream up to the answer that the same call would have had without streaming."""
-
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
-        self.id = ""
-        self.created = 0
-        self.model: str | None = None
-        self.usage: Usage | None = None
-        self._choices: dict[int, ChatChoice | CompletionChoice] = {}
-        self._texts: dict[tuple[int, str], list[str]] = {}
-
-    def add(self, chunk: ChatChunk | CompletionChunk) -> None:
-        """Add one chunk."""
-        self.id = chunk.id or self.id
-        self.created = chunk.created or self.created
-        self.model = chunk.model or self.model
-        self.usage = chunk.usage or self.usage
-        if isinstance(chunk, ChatChunk):
-            for delta_choice in chunk.choices:
-                chat = self._choices.setdefault(delta_choice.index, ChatChoice(index=delta_choice.index))
-                assert isinstance(chat, ChatChoice)
-                delta = delta_choice.delta
-                for name in ("content", "reasoning", "refusal"):
-                    if (text := getattr(delta, name)) is not None:
-                        self._texts.setdefault((chat.index, name), []).append(text)
-                if delta.role:
-                    chat.message.role = delta.role
-                for call in delta.tool_calls or ():
-                    _add_tool_call(chat.message, call)
-                _add_end(chat, delta_choice)
-        else:
-            for part in chunk.choices:
-                choice = self._choices.setdefault(part.index, CompletionChoice(index=part.index))
-                self._texts.setdefault((part.index, "text"), []).append(part.text)
-                _add_end(choice, part)
-
-    def result(self) -> ChatCompletion | Completion:
-        """Return the answer as far as it has come."""
-        for (index, name), parts in self._texts.items():
-            choice = self._choices[index]
-            setattr(choice.message if isinstance(choice, ChatChoice) else choice, name, "".join(parts))
-        choices: list[Any] = [choice.model_copy(deep=True) for _, choice in sorted(self._choices.items())]
-        cls = ChatCompletion if self.kind == "chat" else Completion
-        return cls(id=self.id, created=self.created, model=self.model, usage=self.usage, choices=choices)
-
-
-def _add_end(choice: ChatChoice | CompletionChoice, part: Any) -> None:
-    if part.finish_reason is not None:
-        choice.finish_reason = part.finish_reason
-    if part.stop_reason is not None:
-        choice.stop_reason = part.stop_reason
-    if part.logprobs is not None and part.logprobs.content:
-        choice.logprobs = choice.logprobs or Logprobs(content=[])
-        assert choice.logprobs.content is not None
-        choice.logprobs.content.extend(part.logprobs.content)
-
-
-def _add_tool_call(message: Message, part: ToolCall) -> None:
-    message.tool_calls = message.tool_calls or []
-    index = part.index if part.index is not None else len(message.tool_calls)
-    call = next((c for c in message.tool_calls if c.index == index), None)
-    if call is None:
-        call = ToolCall(index=index)
-        message.tool_calls.append(call)
-    call.id = part.id or call.id
-    call.type = part.type or call.type
-    if part.function.name:
-        call.function.name = (call.function.name or "") + part.function.name
-    call.function.arguments += part.function.arguments
+Ended = Callable[[Answer | None, BaseException | None], None]
 
 
 class StreamParser:
-    """The sans-IO half of a stream: body bytes in, chunks out, and the check that it came to its end."""
+    """The sans-IO half of a stream: body bytes in, chunks out, and the check that it came to its end.
 
-    def __init__(self, kind: Kind, reader: ChunkReader, send: Send, reply: Reply) -> None:
-        self.total = Accumulator(kind)
+    Args:
+        call: what is being answered.
+        reader: reads the events.
+        endpoint, request_id: for errors.
+        ended: called once, with the answer, with the error, or with neither when the stream was closed early.
+        began: called at the first chunk.
+        server: who answers, for errors.
+        lines: the body is newline-delimited JSON instead of server-sent events.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        reader: ChunkReader,
+        endpoint: str,
+        request_id: str,
+        ended: Ended,
+        began: Callable[[], None] | None = None,
+        *,
+        server: ServerInfo | None = None,
+        lines: bool = False,
+    ) -> None:
+        self.call = call
+        self.total = Accumulator(call.kind)
         self.done = False
         self.closed = False
-        self.endpoint = send.endpoint.url
-        self.request_id = reply.headers.get("x-request-id") or send.headers["X-Request-Id"]
+        self.endpoint = endpoint
+        self.request_id = request_id
         self._reader = reader
-        self._decoder = SSEDecoder()
+        self._server = server
+        self._decoder: SSEDecoder | NDJSONDecoder = NDJSONDecoder() if lines else SSEDecoder()
+        self._ended: Ended | None = ended
+        self._began = began
+        self._answer: Any = None
 
     def feed(self, body: bytes) -> Iterator[Any]:
         """Yield the chunks that `body` completes."""
-        yield from self._chunks(self._decoder.feed(body))
+        for data in self._decoder.feed(body):
+            chunk = self._chunk(data)
+            if chunk is not None:
+                yield chunk
+            if self.done:
+                return
 
     def end(self, error: MyLLMError | None = None) -> Iterator[Any]:
         """Yield what the body's end completes, whether it ended by itself or with an error.
@@ -130,7 +82,10 @@ class StreamParser:
             error.partial = self.total.result()
             raise error
         try:
-            yield from self._chunks(self._decoder.close())
+            for data in self._decoder.close():
+                chunk = self._chunk(data)
+                if chunk is not None:
+                    yield chunk
         except InvalidResponseError as exc:  # an event that was cut in two
             error = error or exc
         if not self.done and not self._reader.complete:
@@ -142,6 +97,22 @@ class StreamParser:
                 hint="The server may have been stopped or have crashed; `partial` holds what had come.",
             ) from error
         self.done = True
+
+    def check(self) -> None:
+        """Check the whole answer against its constraint, once everything has come.
+
+        Raises:
+            ConstraintNotEnforced: it breaks it.
+        """
+        with located(self.endpoint, self.request_id):
+            constraints.check(self.call, self.answer(), self._server)
+
+    def answer(self) -> Any:
+        """Return the answer that everything added up to."""
+        if self._answer is None:
+            self._answer = self.total.result()
+            self._answer._endpoint, self._answer._request_id = self.endpoint, self.request_id
+        return self._answer
 
     def final(self) -> Any:
         """Return the accumulated answer.
@@ -156,28 +127,34 @@ class StreamParser:
                 endpoint=self.endpoint,
                 request_id=self.request_id,
             )
-        answer = self.total.result()
-        answer._endpoint, answer._request_id = self.endpoint, self.request_id
-        return answer
+        return self.answer()
 
-    def _chunks(self, events: Iterator[bytes]) -> Iterator[Any]:
-        for data in events:
-            try:
-                with located(self.endpoint, self.request_id):
-                    chunk = self._reader.read(data)
-                    if chunk is DONE:
-                        self.done = True
-                        return
-                    if chunk is None:
-                        continue
-                    self.total.add(chunk)  # type: ignore[arg-type]
-            except MyLLMError as exc:
-                exc.partial = self.total.result()
-                raise
-            yield chunk
-            if self._reader.ended:
-                self.done = True
-                return
+    def over(self, error: BaseException | None = None) -> None:
+        """Say that nothing more will be read; only the first time counts."""
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended(self.answer() if self.done and error is None else None, error)
+
+    def _chunk(self, data: bytes) -> Any:
+        """Return the chunk in an event's data, or None."""
+        try:
+            with located(self.endpoint, self.request_id):
+                chunk = self._reader.read(data)
+                if chunk is DONE:
+                    self.done = True
+                    return None
+                if chunk is None:
+                    return None
+                self.total.add(chunk)  # type: ignore[arg-type]
+        except MyLLMError as exc:
+            exc.partial = self.total.result()
+            raise
+        if self._began is not None:
+            self._began()
+            self._began = None
+        if self._reader.ended:
+            self.done = True
+        return chunk
 
 
 class Stream(Generic[ChunkT, FinalT]):
@@ -191,11 +168,14 @@ class Stream(Generic[ChunkT, FinalT]):
     Leaving the context early closes the connection, and the server then stops generating.
     """
 
-    def __init__(self, parser: StreamParser, body: OpenBody) -> None:
+    def __init__(
+        self, parser: StreamParser, body: Any, keep: Callable[[FinalT], None] | None = None
+    ) -> None:
         self._parser = parser
-        self._chunks = _read(parser, body)
+        self._body = body
+        self._chunks = _read(parser, body, keep)
         # A stream that nobody reads or closes must not hold its connection for ever.
-        self._finalizer: weakref.finalize[[], Any] = weakref.finalize(self, body.abandon)
+        self._finalizer: weakref.finalize[..., Any] = weakref.finalize(self, _abandon, parser, body)
 
     @property
     def request_id(self) -> str:
@@ -229,7 +209,14 @@ class Stream(Generic[ChunkT, FinalT]):
     def close(self) -> None:
         """Close the connection; nothing more comes from the iterator. Also from another thread."""
         self._parser.closed = True
-        self._finalizer()
+        self._finalizer.detach()
+        self._body.abort()
+        try:
+            self._chunks.close()
+        except ValueError:
+            return  # another thread is reading: it sees the connection end, and closes it
+        self._body.close()  # for a stream that nobody began to read
+        self._parser.over()
 
 
 class AsyncStream(Generic[ChunkT, FinalT]):
@@ -241,11 +228,13 @@ class AsyncStream(Generic[ChunkT, FinalT]):
     answer = await stream.final()
     """
 
-    def __init__(self, parser: StreamParser, body: AsyncOpenBody) -> None:
+    def __init__(
+        self, parser: StreamParser, body: Any, keep: Callable[[FinalT], Awaitable[None]] | None = None
+    ) -> None:
         self._parser = parser
         self._body = body
-        self._chunks = _read_async(parser, body)
-        self._finalizer: weakref.finalize[[], Any] = weakref.finalize(self, body.abandon)
+        self._chunks = _read_async(parser, body, keep)
+        self._finalizer: weakref.finalize[..., Any] = weakref.finalize(self, _abandon, parser, body)
 
     @property
     def request_id(self) -> str:
@@ -276,7 +265,13 @@ class AsyncStream(Generic[ChunkT, FinalT]):
         """See `Stream.close`; also from another task."""
         self._parser.closed = True
         self._finalizer.detach()
+        self._body.abort()
+        try:
+            await self._chunks.aclose()
+        except RuntimeError:
+            return  # another task is reading: it sees the connection end, and closes it
         await self._body.close()
+        self._parser.over()
 
 
 class AsyncStreamOpening(Generic[ChunkT, FinalT]):
@@ -299,34 +294,120 @@ class AsyncStreamOpening(Generic[ChunkT, FinalT]):
             await self._stream.close()
 
 
-def _read(parser: StreamParser, body: OpenBody) -> Iterator[Any]:
+def _abandon(parser: StreamParser, body: Any) -> None:
+    body.abandon()
+    parser.over()
+
+
+def _read(parser: StreamParser, body: Any, keep: Callable[[Any], None] | None) -> Generator[Any, None, None]:
     """Yield the chunks of a body; what follows the answer's end is not waited for."""
-    with body:
-        error: MyLLMError | None = None
-        try:
-            for data in body:
-                yield from parser.feed(data)
-                if parser.done:
-                    return
-        except MyLLMError as exc:
-            if exc.partial is not None:  # the parser's own
-                raise
-            error = exc
-        yield from parser.end(error)
+    try:
+        with body:
+            error: MyLLMError | None = None
+            try:
+                for data in body:
+                    yield from parser.feed(data)
+                    if parser.done:
+                        body.finish()
+                        break
+            except MyLLMError as exc:
+                if exc.partial is not None:  # the parser's own
+                    raise
+                error = exc
+            yield from parser.end(error)
+        if parser.done:
+            parser.check()
+            if keep is not None:
+                keep(parser.answer())
+    except Exception as exc:
+        parser.over(exc)
+        raise
+    finally:
+        parser.over()
 
 
-async def _read_async(parser: StreamParser, body: AsyncOpenBody) -> AsyncIterator[Any]:
-    async with body:
-        error: MyLLMError | None = None
-        try:
-            async for data in body:
-                for chunk in parser.feed(data):
-                    yield chunk
-                if parser.done:
-                    return
-        except MyLLMError as exc:
-            if exc.partial is not None:
-                raise
-            error = exc
-        for chunk in parser.end(error):
-            yield chunk
+async def _read_async(
+    parser: StreamParser, body: Any, keep: Callable[[Any], Awaitable[None]] | None
+) -> AsyncGenerator[Any, None]:
+    try:
+        async with body:
+            error: MyLLMError | None = None
+            try:
+                async for data in body:
+                    for chunk in parser.feed(data):
+                        yield chunk
+                    if parser.done:
+                        await body.finish()
+                        break
+            except MyLLMError as exc:
+                if exc.partial is not None:
+                    raise
+                error = exc
+            for chunk in parser.end(error):
+                yield chunk
+        if parser.done:
+            parser.check()
+            if keep is not None:
+                await keep(parser.answer())
+    except Exception as exc:
+        parser.over(exc)
+        raise
+    finally:
+        parser.over()
+
+
+class StoredBody:
+    """The body of a stream that the cache answers: its one event, in OpenAI's format."""
+
+    def __init__(self, answer: ChatCompletion | Completion) -> None:
+        self._data = _event(answer)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._data
+
+    def __enter__(self) -> StoredBody:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Nothing is open."""
+
+    def _nothing(self) -> None:
+        """Nothing is open."""
+
+    finish = close = abort = abandon = _nothing
+
+
+class AsyncStoredBody:
+    """`StoredBody` for `AsyncClient`."""
+
+    def __init__(self, answer: ChatCompletion | Completion) -> None:
+        self._data = _event(answer)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._data
+
+    async def __aenter__(self) -> AsyncStoredBody:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Nothing is open."""
+
+    async def finish(self) -> None:
+        """Nothing is open."""
+
+    close = finish
+
+    def abandon(self) -> None:
+        """Nothing is open."""
+
+    abort = abandon
+
+
+def _event(answer: ChatCompletion | Completion) -> bytes:
+    """Write a whole answer as the one event of a stream, and the event that ends it."""
+    body = answer.model_dump(exclude_none=True)
+    for choice in body["choices"] if isinstance(answer, ChatCompletion) else ():
+        choice["delta"] = choice.pop("message")
+        for index, call in enumerate(choice["delta"].get("tool_calls") or ()):
+            call.setdefault("index", index)
+    return b"data: %s\n\ndata: [DONE]\n\n" % json.dumps(body).encode()

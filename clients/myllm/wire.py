@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -87,6 +87,8 @@ class Call:
         prompt: of a completion: text or token ids; of "tokenize" the text, of "detokenize" the token ids.
         messages: of a chat; of "tokenize" when a conversation is to be counted.
         inputs: of an embedding: the texts.
+        session: calls of one session go to one server, where several can take them.
+        cache: False keeps this call away from the client's cache.
     """
 
     kind: Kind
@@ -99,6 +101,8 @@ class Call:
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     extra_headers: Mapping[str, str] = field(default_factory=dict)
     timeout: Timeout = field(default_factory=Timeout)
+    session: str | None = None
+    cache: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,14 +118,27 @@ class WireRequest:
 class Send:
     """What a flow asks its driver to do: send `request` to `endpoint` and come back with a `Reply`.
 
-    With `stream`, a reply below 400 is handed back open: its `body` stays empty.
+    Attributes:
+        timeout: the limits of this try; its `total` is not looked at, for
+        deadline: says when the whole call must have ended, on the monotonic clock; None: never.
+        stream: a reply below 300 is handed back open: its `body` stays empty.
+        backup: makes the same request for another server, or None when there is none.
+        backup_after: seconds without an answer after which the backup is sent too; the first good reply wins.
     """
 
     request: WireRequest
     endpoint: Endpoint
     headers: Mapping[str, str]
     timeout: Timeout
+    deadline: float | None = None
     stream: bool = False
+    backup: Callable[[], Send | None] | None = None
+    backup_after: float | None = None
+
+    @property
+    def request_id(self) -> str | None:
+        """The id under which the request is sent."""
+        return self.headers.get("X-Request-Id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,11 +148,36 @@ class Sleep:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recall:
+    """What a flow asks its driver to do: look `key` up in the cache; the answer is the value or None."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remember:
+    """What a flow asks its driver to do: put a value into the cache."""
+
+    key: str
+    value: bytes
+
+
+Action = Send | Sleep | Recall | Remember
+
+
 @dataclass(slots=True, kw_only=True)
 class Reply:
-    """What a server answered. `stream` is the driver's open body, for requests sent with `stream`."""
+    """What a server answered.
+
+    Attributes:
+        headers: with names in lower case.
+        stream: the driver's open body, for requests sent with `stream`.
+        send: the request that this answers: the backup, where that one won.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes = b""
     stream: Any = None
+    send: Send | None = None

@@ -1,4 +1,4 @@
-"""httpx's exceptions, and the clock's, turned into ours with what to do about them."""
+"""httpcore's exceptions turned into ours, with what to do about them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import ssl
 import time
 from typing import Any
 
-import httpx
+import httpcore
 
-from ..errors import ConnectError, ConnectTimeoutError, InvalidParameterError, MyLLMError, RequestTimeoutError
-from ..wire import Send, Timeout
-
-
-def least(*seconds: float | None) -> float | None:
-    """Return the shortest of some limits; None is no limit."""
-    return min((s for s in seconds if s is not None), default=None)
-
-
-def deadline_of(timeout: Timeout) -> float | None:
-    """Return the point on the monotonic clock at which a call that starts now must have ended."""
-    return None if timeout.total is None else time.monotonic() + timeout.total
+from ..errors import (
+    ConnectError,
+    ConnectTimeoutError,
+    InvalidParameterError,
+    MyLLMError,
+    RequestTimeoutError,
+    TimeoutPhase,
+)
+from ..wire import Send
+from .network import Waits
 
 
 def deadline_error(action: Send) -> RequestTimeoutError:
@@ -28,39 +26,55 @@ def deadline_error(action: Send) -> RequestTimeoutError:
         f"{action.endpoint.url} did not finish its answer within the deadline.",
         phase="total",
         endpoint=action.endpoint.url,
-        request_id=action.headers.get("X-Request-Id"),
+        request_id=action.request_id,
         hint="Give the call more time with `timeout=Timeout(total=…)`.",
     )
 
 
-def error_from_httpx(exc: httpx.HTTPError, action: Send) -> MyLLMError:
-    """Return our error for one of httpx's, with what to do."""
+def error_from_httpcore(exc: Exception, action: Send, waits: Waits | None = None) -> MyLLMError:
+    """Return our error for one of httpcore's, with what to do.
+
+    Args:
+        exc: what the sending or the reading raised.
+        action: what was sent.
+        waits: the exchange's limits, to tell which of them ran out.
+    """
     url = action.endpoint.url
-    context: dict[str, Any] = {"endpoint": url, "request_id": action.headers.get("X-Request-Id")}
-    if isinstance(exc, httpx.LocalProtocolError | httpx.UnsupportedProtocol):
+    context: dict[str, Any] = {"endpoint": url, "request_id": action.request_id}
+    timed_out = isinstance(exc, httpcore.TimeoutException)
+    if timed_out and action.deadline is not None and time.monotonic() >= action.deadline - 0.001:
+        return deadline_error(action)
+    if isinstance(exc, httpcore.LocalProtocolError | httpcore.UnsupportedProtocol):
         # Its words may hold a header's value, and so a key.
         return InvalidParameterError("The request cannot be sent: a header or the URL is malformed.")
-    if isinstance(exc, httpx.ConnectTimeout):
-        limit = least(action.timeout.connect, action.timeout.total)
+    if isinstance(exc, httpcore.ConnectTimeout):
         return ConnectTimeoutError(
-            f"{url} did not accept a connection within {limit:g} s.",
+            f"{url} did not accept a connection within {action.timeout.connect:g} s.",
             hint="Is the host right and reachable? `timeout=Timeout(connect=…)` allows more time.",
             **context,
         )
-    if isinstance(exc, httpx.ReadTimeout | httpx.WriteTimeout):
-        limit = least(action.timeout.read, action.timeout.total)
+    if isinstance(exc, httpcore.PoolTimeout):
         return RequestTimeoutError(
-            f"{url} was silent for {limit:g} s.",
-            phase="read" if isinstance(exc, httpx.ReadTimeout) else "write",
-            hint="It is busy or stuck, or the answer is long: set `max_tokens=`, stream it, or wait longer "
-            "with `timeout=Timeout(read=…)`.",
+            f"No free place for a request to {url} before the deadline.",
+            phase="pool",
+            hint="`max_concurrency=` says how many the client has.",
             **context,
         )
-    if isinstance(exc, httpx.PoolTimeout):
+    if timed_out:
+        began = waits is not None and waits.began
+        limit = action.timeout.idle if began else action.timeout.first_byte
+        phase: TimeoutPhase = "write" if isinstance(exc, httpcore.WriteTimeout) else "first_byte"
         return RequestTimeoutError(
-            f"No free connection to {url} before the deadline.", phase="pool", **context
+            f"{url} was silent for {limit:g} s"
+            + (" in the middle of its answer." if began else " and gave no answer."),
+            phase="idle" if began else phase,
+            hint="It is busy or stuck, or the answer is long: set `max_tokens=`, stream it, or wait longer "
+            f"with `timeout=Timeout({'idle' if began else 'first_byte'}=…)`.",
+            **context,
         )
-    if isinstance(exc, httpx.ConnectError):
+    if isinstance(exc, httpcore.ProxyError):
+        return ConnectError(f"The proxy did not connect to {url}: {_words(exc)}.", **context)
+    if isinstance(exc, httpcore.ConnectError):
         return _connect_error(exc, action, context)
     error = ConnectError(
         f"The connection to {url} broke before the answer was complete: {_words(exc)}.",
@@ -71,9 +85,9 @@ def error_from_httpx(exc: httpx.HTTPError, action: Send) -> MyLLMError:
     return error
 
 
-def _connect_error(exc: httpx.ConnectError, action: Send, context: dict[str, Any]) -> ConnectError:
+def _connect_error(exc: httpcore.ConnectError, action: Send, context: dict[str, Any]) -> ConnectError:
     url, words = action.endpoint.url, _words(exc)
-    # httpx keeps the operating system's error only as text, or deep in the chain of causes.
+    # httpcore keeps the operating system's error only as text, or deep in the chain of causes.
     cause = _os_error(exc)
     port = url.rsplit(":", 1)[-1].split("/")[0]
     start = f" --port {port}" if port.isdigit() else ""

@@ -2,82 +2,76 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-import os
-import socket
 import time
-import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
-import httpx
+import httpcore
 
-from ..endpoints import Endpoint
 from ..errors import ConnectError, InvalidParameterError, MyLLMError
 from ..wire import Reply, Send
-from .faults import deadline_error, deadline_of, error_from_httpx, least
+from .connections import AsyncConnections, AsyncExchange, Connections, Exchange
+from .faults import deadline_error, error_from_httpcore
+from .network import Waits, Wire
 from .options import HTTPOptions
+
+DRAIN = 0.05
+"""Seconds that the end of a stream is waited for once it has told everything."""
+
+_FAULTS = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError)
 
 
 class HTTPTransport:
     """Sends for the sync driver. Thread-safe; the connections are shared by all threads."""
 
-    def __init__(
-        self,
-        endpoints: Sequence[Endpoint],
-        options: HTTPOptions,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        arguments = options.client_arguments(endpoints)
-        if transport is not None:
-            arguments = {"transport": transport}
-        self._client = httpx.Client(**arguments)
-        weakref.finalize(self, self._client.close)  # a client that is dropped leaves no socket open
+    def __init__(self, options: HTTPOptions, max_concurrency: int | None = None) -> None:
+        self._connections = Connections(options, max_concurrency)
 
-    def send(self, action: Send) -> Reply:
+    def send(self, action: Send, watch: Callable[[Wire], object] | None = None) -> Reply:
         """Send a request and read the reply; leave the body open if it is a stream below 300.
+
+        `watch` is called with what can shut the connection down from another thread.
 
         Raises:
             ConnectError, ConnectTimeoutError, RequestTimeoutError: no reply.
             MyLLMError: the client was closed.
         """
-        if self._client.is_closed:
-            raise MyLLMError("This client is closed.", hint="Make a new one, or close it later.")
-        deadline = deadline_of(action.timeout)
-        request = _build(self._client, action)
-        with _translated(action, deadline):
-            response = self._client.send(request, stream=True)
-        if action.stream and response.status_code < 300:
-            return Reply(
-                status=response.status_code,
-                headers=response.headers,
-                stream=OpenBody(response, action, deadline),
-            )
-        with OpenBody(response, action, deadline) as body:
+        headers, content = _encoded(action)
+        try:
+            exchange = self._connections.open(
+                action.endpoint, action.request.method, action.request.path, headers, content,
+                action.timeout, action.deadline, watch,
+            )  # fmt: skip
+        except _FAULTS as exc:
+            raise _translated(exc, action) from None
+        body = OpenBody(exchange, action)
+        if action.stream and exchange.status < 300:
+            return Reply(status=exchange.status, headers=exchange.headers, stream=body, send=action)
+        with body:
             content = b"".join(body)
-        return Reply(status=response.status_code, headers=response.headers, body=content)
+        return Reply(status=exchange.status, headers=exchange.headers, body=content, send=action)
 
     def close(self) -> None:
         """Close the connections; nothing can be sent afterwards."""
-        self._client.close()
+        self._connections.close()
 
 
 class OpenBody:
     """A reply's body on its way: an iterator of byte strings, closed with the context."""
 
-    def __init__(self, response: httpx.Response, action: Send, deadline: float | None) -> None:
-        self._response = response
+    def __init__(self, exchange: Exchange, action: Send) -> None:
+        self._exchange = exchange
         self._action = action
-        self._deadline = deadline
 
     def __iter__(self) -> Iterator[bytes]:
-        with _translated(self._action, self._deadline):
-            for data in self._response.iter_bytes():
+        deadline = self._action.deadline
+        try:
+            for data in self._exchange:
                 yield data
-                if self._deadline is not None and time.monotonic() > self._deadline:
-                    raise deadline_error(self._action)
+                if deadline is not None and time.monotonic() > deadline:
+                    raise deadline_error(self._action)  # what was read at once may take its reader long
+        except _FAULTS as exc:
+            raise _translated(exc, self._action, self._exchange.waits) from None
 
     def __enter__(self) -> OpenBody:
         return self
@@ -85,88 +79,67 @@ class OpenBody:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Close the connection unless the body was read to its end; the server then aborts the request.
+    def finish(self) -> None:
+        """Leave a body that has told everything, so that its connection can be used again."""
+        self._exchange.finish(DRAIN)
 
-        Also from another thread than the one that reads: that one then sees the connection end.
-        """
-        _shut_down(self._response)
-        self._response.close()
+    def close(self) -> None:
+        """Close the connection unless the body was read to its end; the server then aborts the request."""
+        self._exchange.close()
+
+    def abort(self) -> None:
+        """Break the connection off, from any thread: whoever reads from it sees it end, and closes it."""
+        self._exchange.abort()
 
     def abandon(self) -> None:
-        """Close from where nothing can be awaited."""
-        self.close()
+        """Break off and close a body that nobody reads any more."""
+        self._exchange.abandon()
 
 
 class AsyncHTTPTransport:
     """Sends for the async driver; each event loop has connections of its own."""
 
-    def __init__(
-        self,
-        endpoints: Sequence[Endpoint],
-        options: HTTPOptions,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        self._arguments = (
-            options.client_arguments(endpoints) if transport is None else {"transport": transport}
-        )
-        # Connections belong to the loop they were made in; using them in another one fails or hangs.
-        self._clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
-
-    def _client(self) -> httpx.AsyncClient:
-        loop = asyncio.get_running_loop()
-        client = self._clients.get(loop)
-        if client is None:
-            # A client holds its loop, so a weak table would keep both for ever: one `asyncio.run` after the
-            # other must not add up. What a closed loop had open is closed when it is collected.
-            for dead in [known for known in list(self._clients) if known.is_closed()]:
-                self._clients.pop(dead, None)
-            client = self._clients[loop] = httpx.AsyncClient(**self._arguments)
-        return client
+    def __init__(self, options: HTTPOptions, max_concurrency: int | None = None) -> None:
+        self._connections = AsyncConnections(options, max_concurrency)
 
     async def send(self, action: Send) -> Reply:
         """See `HTTPTransport.send`."""
-        client = self._client()
-        deadline = deadline_of(action.timeout)
-        request = _build(client, action)
-        async with _async_translated(action, deadline):
-            response = await client.send(request, stream=True)
-        body = AsyncOpenBody(response, action, deadline)
-        if action.stream and response.status_code < 300:
-            return Reply(status=response.status_code, headers=response.headers, stream=body)
+        headers, content = _encoded(action)
+        try:
+            exchange = await self._connections.open(
+                action.endpoint, action.request.method, action.request.path, headers, content,
+                action.timeout, action.deadline,
+            )  # fmt: skip
+        except _FAULTS as exc:
+            raise _translated(exc, action) from None
+        body = AsyncOpenBody(exchange, action)
+        if action.stream and exchange.status < 300:
+            return Reply(status=exchange.status, headers=exchange.headers, stream=body, send=action)
         async with body:
             content = b"".join([data async for data in body])
-        return Reply(status=response.status_code, headers=response.headers, body=content)
+        return Reply(status=exchange.status, headers=exchange.headers, body=content, send=action)
 
     async def close(self) -> None:
         """Close the connections of the running loop."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.aclose()
-
-
-_closing: set[asyncio.Task[None]] = set()
-"""Bodies being closed in the background: a loop itself holds its tasks weakly only."""
+        await self._connections.close()
 
 
 class AsyncOpenBody:
     """`OpenBody` for the async driver."""
 
-    def __init__(self, response: httpx.Response, action: Send, deadline: float | None) -> None:
-        self._response = response
+    def __init__(self, exchange: AsyncExchange, action: Send) -> None:
+        self._exchange = exchange
         self._action = action
-        self._deadline = deadline
-        self._loop = asyncio.get_running_loop()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        chunks = self._response.aiter_bytes().__aiter__()
-        while True:
-            async with _async_translated(self._action, self._deadline):
-                try:
-                    data = await anext(chunks)
-                except StopAsyncIteration:
-                    return
-            yield data
+        deadline = self._action.deadline
+        try:
+            async for data in self._exchange:
+                yield data
+                if deadline is not None and time.monotonic() > deadline:
+                    raise deadline_error(self._action)
+        except _FAULTS as exc:
+            raise _translated(exc, self._action, self._exchange.waits) from None
 
     async def __aenter__(self) -> AsyncOpenBody:
         return self
@@ -174,83 +147,37 @@ class AsyncOpenBody:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
+    async def finish(self) -> None:
+        """See `OpenBody.finish`."""
+        await self._exchange.finish(DRAIN)
+
     async def close(self) -> None:
-        """See `OpenBody.close`; also from another task."""
-        _shut_down(self._response)
-        await self._response.aclose()
+        """See `OpenBody.close`."""
+        await self._exchange.close()
+
+    def abort(self) -> None:
+        """See `OpenBody.abort`."""
+        self._exchange.abort()
 
     def abandon(self) -> None:
-        """Close from where nothing can be awaited, in any thread."""
-        _shut_down(self._response)
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._close_in_background)
-
-    def _close_in_background(self) -> None:
-        task = self._loop.create_task(self._response.aclose())
-        _closing.add(task)
-        task.add_done_callback(_closing.discard)
+        """See `OpenBody.abandon`; from any thread."""
+        self._exchange.abandon()
 
 
-def _build(client: httpx.Client | httpx.AsyncClient, action: Send) -> httpx.Request:
-    timeout = action.timeout
-    content = None
-    headers: Mapping[str, str] = action.headers
-    if action.request.json is not None:
-        content = _encoded(action.request.json)
-        headers = {**headers, "Content-Type": "application/json"}
-    return client.build_request(
-        action.request.method,
-        action.endpoint.url + action.request.path,
-        content=content,
-        headers=headers,
-        timeout=httpx.Timeout(
-            connect=least(timeout.connect, timeout.total),
-            read=least(timeout.read, timeout.total),
-            write=least(timeout.read, timeout.total),
-            pool=timeout.total,
-        ),
-    )
-
-
-def _encoded(body: object) -> bytes:
+def _encoded(action: Send) -> tuple[Mapping[str, str], bytes | None]:
+    body = action.request.json
+    if body is None:
+        return action.headers, None
     try:
-        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        content = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError) as exc:  # a lone surrogate is a ValueError too
         raise InvalidParameterError(f"The request cannot be written as JSON: {exc}.") from exc
+    return {**action.headers, "Content-Type": "application/json"}, content
 
 
-def _shut_down(response: httpx.Response) -> None:
-    """End the connection under a body that is not read to its end; closing alone wakes no blocked reader."""
-    if response.is_closed:
-        return
-    stream = response.extensions.get("network_stream")
-    connection = None if stream is None else stream.get_extra_info("socket")
-    if connection is not None:
-        # Through a descriptor of our own, for uvloop guards its sockets. An OSError: it is down already.
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
-            twin.shutdown(socket.SHUT_RDWR)
-
-
-@contextmanager
-def _translated(action: Send, deadline: float | None) -> Iterator[None]:
-    try:
-        yield
-    except httpx.HTTPError as exc:
-        if isinstance(exc, httpx.TimeoutException) and deadline is not None and time.monotonic() >= deadline:
-            raise deadline_error(action) from exc
-        error = error_from_httpx(exc, action)
+def _translated(exc: Exception, action: Send, waits: Waits | None = None) -> MyLLMError:
+    error = error_from_httpcore(exc, action, waits)
+    if not isinstance(error, ConnectError) or error.connected:
         # A refused connection has a hundred lines of causes that tell no more than its message does.
-        raise error from (None if isinstance(error, ConnectError) and not error.connected else exc)
-
-
-@asynccontextmanager
-async def _async_translated(action: Send, deadline: float | None) -> AsyncIterator[None]:
-    remaining = None if deadline is None else deadline - time.monotonic()
-    try:
-        with _translated(action, deadline):
-            async with asyncio.timeout(remaining):
-                yield
-    except TimeoutError as exc:
-        if isinstance(exc, MyLLMError):
-            raise
-        raise deadline_error(action) from exc
+        error.__cause__ = exc
+    return error

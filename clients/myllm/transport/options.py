@@ -1,22 +1,20 @@
-"""How to reach servers: certificates, proxies, basic authentication, and the limits of a connection pool."""
+"""How to reach servers: certificates, proxies and basic authentication."""
 
 from __future__ import annotations
 
+import os
 import ssl
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-import httpx
+import httpcore
 
 from ..endpoints import Endpoint
 from ..errors import InvalidParameterError
 
-# httpx caps a pool at 100 connections, which starves large batches (vllm#7241); the server's queue and the
-# caller's own concurrency are the limits that are meant.
-_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=128)
+_PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,43 +42,33 @@ class HTTPOptions:
     def __post_init__(self) -> None:
         if self.proxy is None:
             return
-        try:
-            httpx.Proxy(self.proxy)
-            known = urlsplit(self.proxy).hostname is not None
-        except (ValueError, httpx.InvalidURL):
-            known = False
-        if not known:
+        parts = urlsplit(self.proxy)
+        if parts.scheme not in _PROXY_SCHEMES or parts.hostname is None:
             # Its text is not repeated: it may hold a password.
             raise InvalidParameterError(
                 "`proxy` is not the URL of a proxy: it looks like http://user:password@host:3128.",
                 param="proxy",
             )
 
-    def client_arguments(self, endpoints: Sequence[Endpoint]) -> dict[str, Any]:
-        """Return the arguments for `httpx.Client` or `httpx.AsyncClient`."""
-        mounts: dict[str, None] = {}
-        if self.proxy is None and self.trust_env:
-            # A proxy from the environment must not catch loopback (llama_index#13640, ollama#9141).
-            for endpoint in endpoints:
-                if endpoint.is_loopback:
-                    mounts[
-                        f"all://{'[' + endpoint.host + ']' if ':' in endpoint.host else endpoint.host}"
-                    ] = None
-        arguments: dict[str, Any] = {
-            "verify": self._ssl(endpoints),
-            "proxy": self.proxy,
-            "auth": self.auth,
-            "trust_env": self.trust_env,
-            "limits": _LIMITS,
-            "follow_redirects": False,
-        }
-        if mounts:
-            arguments["mounts"] = mounts
-        return arguments
+    def proxy_for(self, endpoint: Endpoint) -> httpcore.Proxy | None:
+        """Return the proxy that requests to a server go through: the one given, else the environment's.
 
-    def _ssl(self, endpoints: Sequence[Endpoint]) -> ssl.SSLContext | bool:
-        if not any(endpoint.url.startswith("https:") for endpoint in endpoints):
-            return False  # Nothing to verify; loading the system's certificates takes tens of milliseconds.
+        A proxy from the environment never catches this machine (llama_index#13640, ollama#9141).
+        """
+        if self.proxy is not None:
+            return _proxy(self.proxy)
+        if not self.trust_env or endpoint.is_loopback or proxy_bypass(urlsplit(endpoint.url).netloc):
+            return None
+        known = getproxies()
+        url = known.get(urlsplit(endpoint.url).scheme) or known.get("all")
+        return None if not url else _proxy(url if "://" in url else f"http://{url}")
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """Return what https servers are checked with.
+
+        Raises:
+            InvalidParameterError: the certificates cannot be loaded.
+        """
         try:
             if self.verify is False:
                 context = ssl.create_default_context()
@@ -89,8 +77,10 @@ class HTTPOptions:
             elif isinstance(self.verify, str):
                 context = ssl.create_default_context()
                 context.load_verify_locations(**_location(self.verify))
+            elif self.trust_env and (own := os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
+                context = ssl.create_default_context(**_location(own))
             else:
-                context = httpx.create_ssl_context()
+                context = httpcore.default_ssl_context()
             if self.cert is not None:
                 context.load_cert_chain(*((self.cert,) if isinstance(self.cert, str) else self.cert))
         except OSError as exc:
@@ -99,6 +89,16 @@ class HTTPOptions:
                 param="verify",
             ) from exc
         return context
+
+
+def _proxy(url: str) -> httpcore.Proxy:
+    parts = urlsplit(url)
+    auth = None
+    if parts.username:
+        auth = (unquote(parts.username), unquote(parts.password or ""))
+    bare = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    port = parts.port or {"https": 443, "socks5": 1080, "socks5h": 1080}.get(parts.scheme, 80)
+    return httpcore.Proxy(f"{parts.scheme}://{bare}:{port}/", auth=auth)
 
 
 def _location(path: str) -> dict[str, str]:

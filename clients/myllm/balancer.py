@@ -1,0 +1,265 @@
+"""Which server gets the next try: the servers' states, their breakers, and the policy that chooses.
+
+No I/O: the flow and `PoolTransport` take a `Lease` before a try and say afterwards how it went. One balancer
+belongs to one client (and to all its copies); it is thread-safe.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .endpoints import Endpoint
+from .errors import InvalidParameterError
+from .policies import Policy, get_policy
+from .wire import ServerInfo
+
+State = Literal["closed", "open", "half_open"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breaker:
+    """When a server that keeps failing is left alone, and for how long.
+
+    Attributes:
+        failures: failures in a row that open the breaker. A refused connection opens it at once: nothing
+            listens there, and asking again tells nothing new.
+        cooldown: seconds until one call is let through as a trial (half open); doubled each time that the trial
+            fails.
+        longest: seconds that the doubling ends at.
+    """
+
+    failures: int = 3
+    cooldown: float = 1.0
+    longest: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.failures < 1 or not 0 < self.cooldown <= self.longest:
+            raise InvalidParameterError(
+                f"`breaker={self!r}`: `failures` must be at least 1, and 0 < `cooldown` <= `longest`.",
+                param="breaker",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointStatus:
+    """How one server is doing, as this client sees it.
+
+    Attributes:
+        state: "closed" takes calls, "open" is left alone, "half_open" has its trial call on the way.
+        in_flight: unanswered requests.
+        requests, failures: tries so far, and those that failed by the server's fault.
+        latency: seconds an answer took, a moving average over about ten; None before the first one.
+        last_error: what went wrong last, or None.
+        reopens_in: seconds until a trial, when open.
+        server: what the server is, when it was asked.
+    """
+
+    url: str
+    state: State
+    weight: float
+    in_flight: int
+    requests: int
+    failures: int
+    latency: float | None
+    last_error: str | None
+    reopens_in: float | None
+    server: ServerInfo | None
+
+
+@dataclass(slots=True, eq=False)
+class ServerState:
+    """One server, as the balancer keeps it. `info` and `model` are what the flow found out about it."""
+
+    endpoint: Endpoint
+    info: ServerInfo | None = None
+    model: str | None = None
+    in_flight: int = 0
+    requests: int = 0
+    failures: int = 0
+    failures_in_row: int = 0
+    openings: int = 0
+    open_until: float | None = None
+    trial: bool = False
+    latency: float | None = None
+    last_error: str | None = None
+
+    @property
+    def url(self) -> str:
+        """See `policies.Candidate`."""
+        return self.endpoint.url
+
+    @property
+    def weight(self) -> float:
+        """See `policies.Candidate`."""
+        return self.endpoint.weight
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """The right to one try at one server; exactly one of the three methods ends it, and later ones do nothing."""
+
+    server: ServerState
+    _balancer: Balancer
+    _started: float
+    _open: bool = True
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The server to try."""
+        return self.server.endpoint
+
+    def succeeded(self) -> None:
+        """Say that the server answered, be it with a refusal: it lives."""
+        self._balancer._end(self, "succeeded")
+
+    def failed(self, error: BaseException, *, refused: bool = False) -> None:
+        """Say that the server failed; `refused`: nothing listens there."""
+        self._balancer._end(self, "refused" if refused else "failed", error)
+
+    def released(self) -> None:
+        """Say nothing of the server: the call was cancelled, or went elsewhere."""
+        self._balancer._end(self, "released")
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Balancer:
+    """The servers of one client.
+
+    Attributes:
+        endpoints: the servers, in the order given.
+        policy: chooses among those whose breakers are closed.
+        breaker: None never leaves a server alone.
+    """
+
+    endpoints: Sequence[Endpoint]
+    policy: Policy = field(default_factory=lambda: get_policy("round_robin"))
+    breaker: Breaker | None = field(default_factory=Breaker)
+    clock: Callable[[], float] = time.monotonic
+    _servers: list[ServerState] = field(init=False)
+    _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._servers = [ServerState(endpoint) for endpoint in self.endpoints]
+
+    def take(self, tried: Collection[Endpoint] = (), key: str | None = None) -> Lease:
+        """Return a lease on the server that should get the next try.
+
+        Servers not yet tried come first, then those that were; an open breaker is passed over as long as there
+        is another server, and no longer: when all are down, each call is a trial (Envoy calls it panic mode).
+
+        Args:
+            tried: servers that have failed this call already.
+            key: see `Policy.choose`.
+        """
+        with self._lock:
+            now = self.clock()
+            if len(self._servers) == 1:
+                chosen = self._servers[0]
+            else:
+                fresh = [s for s in self._servers if s.endpoint not in tried] or self._servers
+                ready = [s for s in fresh if s.open_until is None]
+                due = [s for s in fresh if s.open_until is not None and now >= s.open_until and not s.trial]
+                candidates = due[:1] or ready or fresh
+                chosen = candidates[
+                    self.policy.choose(candidates, key) if len(candidates) > 1 else 0
+                ]
+            chosen.trial = chosen.open_until is not None
+            chosen.in_flight += 1
+            chosen.requests += 1
+            return Lease(chosen, self, now)
+
+    def lease(self, server: ServerState) -> Lease:
+        """Return a lease on this very server, whatever its state."""
+        with self._lock:
+            server.in_flight += 1
+            server.requests += 1
+            return Lease(server, self, self.clock())
+
+    def other(self, than: Endpoint, key: str | None = None) -> Lease | None:
+        """Return a lease on another server that is well, or None when there is none."""
+        with self._lock:
+            others = [s for s in self._servers if s.endpoint != than and s.open_until is None]
+            if not others:
+                return None
+            chosen = others[self.policy.choose(others, key)]
+            chosen.in_flight += 1
+            chosen.requests += 1
+            return Lease(chosen, self, self.clock())
+
+    def probed(self, endpoint: Endpoint, error: BaseException | None) -> None:
+        """Take the result of a health probe: None closes the breaker, an error opens it."""
+        with self._lock:
+            for server in self._servers:
+                if server.endpoint == endpoint:
+                    if error is None:
+                        self._close(server)
+                    else:
+                        self._fail(server, error, at_once=True)
+
+    def status(self) -> list[EndpointStatus]:
+        """Return how each server is doing."""
+        with self._lock:
+            return [self._status(server) for server in self._servers]
+
+    def servers(self) -> Sequence[ServerState]:
+        """Return the servers' states, in the order of the endpoints."""
+        return tuple(self._servers)
+
+    def _status(self, server: ServerState) -> EndpointStatus:
+        open_until, now = server.open_until, self.clock()
+        state: State = "closed" if open_until is None else "half_open" if server.trial else "open"
+        return EndpointStatus(
+            url=server.url,
+            state=state,
+            weight=server.weight,
+            in_flight=server.in_flight,
+            requests=server.requests,
+            failures=server.failures,
+            latency=server.latency,
+            last_error=server.last_error,
+            reopens_in=None if open_until is None else max(0.0, open_until - now),
+            server=server.info,
+        )
+
+    def _end(
+        self,
+        lease: Lease,
+        how: Literal["succeeded", "failed", "refused", "released"],
+        error: BaseException | None = None,
+    ) -> None:
+        with self._lock:
+            if not lease._open:
+                return
+            lease._open = False
+            server = lease.server
+            server.in_flight -= 1
+            server.trial = False
+            if how == "succeeded":
+                took = self.clock() - lease._started
+                server.latency = took if server.latency is None else 0.9 * server.latency + 0.1 * took
+                if server.failures_in_row or server.open_until is not None:
+                    self._close(server)
+            elif error is not None:
+                server.failures += 1
+                self._fail(server, error, at_once=how == "refused")
+
+    def _fail(self, server: ServerState, error: BaseException, *, at_once: bool) -> None:
+        server.failures_in_row += 1
+        server.last_error = str(error)
+        breaker = self.breaker
+        if breaker is None:
+            return
+        if server.open_until is not None or at_once or server.failures_in_row >= breaker.failures:
+            wait = min(breaker.cooldown * 2 ** min(server.openings, 16), breaker.longest)
+            server.openings += 1
+            server.open_until = self.clock() + wait
+            server.info = server.model = None  # what comes back may be another server
+
+    @staticmethod
+    def _close(server: ServerState) -> None:
+        server.failures_in_row = server.openings = 0
+        server.open_until = None

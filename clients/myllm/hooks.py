@@ -1,0 +1,64 @@
+"""Hooks: what a user may watch of every call. OpenTelemetry (`myllm.telemetry`) is one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import MyLLMError
+from .types import Answer
+from .wire import Call, Send
+
+
+@dataclass(slots=True, eq=False)
+class CallRecord:
+    """One call, from its beginning to its end; filled in as it goes.
+
+    Attributes:
+        call: what was asked. `call.messages` and `call.prompt` are the user's text: mind where it goes.
+        request_id: the id that all its requests are sent under.
+        started, first_chunk, ended: on the monotonic clock; None until then. `first_chunk`: of a stream.
+        attempts: requests sent so far, retries and hedges included.
+        endpoint: base URL of the server asked last, or of the one that answered.
+        answer: the answer; of a stream what it added up to.
+        error: what ended the call instead.
+        notes: for the hook's own use, such as its span.
+    """
+
+    call: Call
+    request_id: str
+    started: float
+    first_chunk: float | None = None
+    ended: float | None = None
+    attempts: int = 0
+    endpoint: str | None = None
+    answer: Answer | None = None
+    error: MyLLMError | None = None
+    notes: dict[Any, Any] = field(default_factory=dict)
+
+
+class Hook:
+    """Base of hooks: override what you want to know. Called in the caller's thread or task, so be quick.
+
+    What a hook raises reaches the caller.
+    """
+
+    def started(self, record: CallRecord) -> None:
+        """A call begins."""
+
+    def headers(self, record: CallRecord) -> Mapping[str, str]:
+        """Return headers for the call's requests, such as a trace context."""
+        return {}
+
+    def sending(self, record: CallRecord, send: Send) -> None:
+        """A request is about to be sent, the first one or another try."""
+
+    def failed(self, record: CallRecord, error: MyLLMError) -> None:
+        """A try failed; another one may follow."""
+
+    def first_chunk(self, record: CallRecord) -> None:
+        """A stream's first chunk came."""
+
+    def ended(self, record: CallRecord) -> None:
+        """The call ended, with `record.answer` or `record.error`, or neither when it was cancelled."""

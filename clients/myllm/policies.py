@@ -1,0 +1,145 @@
+"""Routing policies: which of the servers that can take a call gets it.
+
+A policy is asked under the balancer's lock and must not block. Further ones are classes of the same shape,
+given as `policy=` or registered as an entry point of the group `myllm.policies`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from .errors import InvalidParameterError
+
+
+class Candidate(Protocol):
+    """What a policy may look at."""
+
+    @property
+    def url(self) -> str:
+        """The server's URL."""
+
+    @property
+    def weight(self) -> float:
+        """Its share of the work."""
+
+    @property
+    def in_flight(self) -> int:
+        """Its unanswered requests of this client."""
+
+
+class Policy(Protocol):
+    """Chooses among servers; `keyed` says that it looks at keys, so that one is made from each call's beginning."""
+
+    keyed: bool
+
+    def choose(self, candidates: Sequence[Candidate], key: str | None) -> int:
+        """Return the index of the server that gets the next call.
+
+        Args:
+            candidates: at least one; the same servers come in the same order each time.
+            key: what calls that belong together have in common, or None.
+        """
+
+
+class RoundRobin:
+    """One after the other, whatever their weights."""
+
+    keyed = False
+
+    def __init__(self) -> None:
+        self._last: str | None = None
+
+    def choose(self, candidates: Sequence[Candidate], key: str | None) -> int:
+        """See `Policy.choose`. The one after the last one chosen; URLs are compared, for some may be out."""
+        urls = [candidate.url for candidate in candidates]
+        index = (urls.index(self._last) + 1) % len(urls) if self._last in urls else 0
+        self._last = urls[index]
+        return index
+
+
+class Weighted:
+    """In proportion to the weights, evenly spread (nginx's smooth weighted round robin)."""
+
+    keyed = False
+
+    def __init__(self) -> None:
+        self._credit: dict[str, float] = {}
+
+    def choose(self, candidates: Sequence[Candidate], key: str | None) -> int:
+        """See `Policy.choose`."""
+        for candidate in candidates:
+            self._credit[candidate.url] = self._credit.get(candidate.url, 0.0) + candidate.weight
+        index = max(range(len(candidates)), key=lambda i: self._credit[candidates[i].url])
+        self._credit[candidates[index].url] -= sum(candidate.weight for candidate in candidates)
+        return index
+
+
+class LeastInFlight:
+    """The one with the fewest unanswered requests for its weight; among equals, in turn."""
+
+    keyed = False
+
+    def __init__(self) -> None:
+        self._turns = RoundRobin()
+
+    def choose(self, candidates: Sequence[Candidate], key: str | None) -> int:
+        """See `Policy.choose`."""
+        loads = [candidate.in_flight / candidate.weight for candidate in candidates]
+        least = [i for i, load in enumerate(loads) if load == min(loads)]
+        return least[self._turns.choose([candidates[i] for i in least], key)]
+
+
+class Affinity:
+    """Calls of one session or with one beginning go to one server, whose prefix cache is then warm.
+
+    Weighted rendezvous hashing (Schindelhauer and Schomaker, 2005): when a server goes, only its own keys move.
+    Calls without a key go to the least busy server.
+    """
+
+    keyed = True
+
+    def __init__(self) -> None:
+        self._rest = LeastInFlight()
+
+    def choose(self, candidates: Sequence[Candidate], key: str | None) -> int:
+        """See `Policy.choose`."""
+        if key is None:
+            return self._rest.choose(candidates, key)
+        return max(range(len(candidates)), key=lambda i: _score(candidates[i], key))
+
+
+def _score(candidate: Candidate, key: str) -> float:
+    digest = hashlib.blake2b(f"{candidate.url}\n{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    share = (int.from_bytes(digest, "big") + 1) / (2**64 + 1)  # in (0, 1)
+    return -candidate.weight / math.log(share)
+
+
+POLICIES: dict[str, type[Policy]] = {
+    "round_robin": RoundRobin,
+    "least_in_flight": LeastInFlight,
+    "affinity": Affinity,
+    "weighted": Weighted,
+}
+"""The policies that come with the SDK, by name."""
+
+
+def get_policy(policy: str | Policy) -> Policy:
+    """Return a new policy by name, or the one given.
+
+    Raises:
+        InvalidParameterError: no policy of that name.
+    """
+    if not isinstance(policy, str):
+        return policy
+    if policy in POLICIES:
+        return POLICIES[policy]()
+    plugins = {entry.name: entry for entry in importlib.metadata.entry_points(group="myllm.policies")}
+    if policy in plugins:
+        made: Policy = plugins[policy].load()()
+        return made
+    known = ", ".join(map(repr, [*POLICIES, *plugins]))
+    raise InvalidParameterError(f"`policy={policy!r}` is not known: use one of {known}.", param="policy")
