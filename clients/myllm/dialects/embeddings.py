@@ -34,6 +34,12 @@ def openai_answer(call: Call, raw: Any) -> Embeddings:
     Raises:
         InvalidResponseError: it does not hold one vector for each text.
     """
+    first = raw["data"][0]["embedding"] if raw["data"] else None
+    if isinstance(first, list) and first and isinstance(first[0], list):
+        raise InvalidResponseError(
+            "The server gave a vector for each token instead of one for each text.",
+            hint="Its model does no pooling: serve one made for embeddings.",
+        )
     return _checked(call, Embeddings.model_validate(raw), raw)
 
 

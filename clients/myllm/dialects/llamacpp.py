@@ -96,6 +96,12 @@ class LlamaCppDialect(_LlamaCpp):
     def body(self, call: Call, server: ServerInfo) -> dict[str, Any]:
         """See `OpenAIDialect.body`."""
         body = super().body(call, server)
+        caps = (server.facts.get("/props") or {}).get("chat_template_caps") or {}
+        if "tools" in body and caps.get("supports_tools") is False:
+            raise refuse(
+                "tools", body["tools"], self.name, "the chat endpoint",
+                "The model's chat template has no place for tools, and llama-server would leave them out.",
+            )  # fmt: skip
         if isinstance(body.get("tool_choice"), dict):
             raise refuse(
                 "tool_choice", body["tool_choice"], self.name, "the chat endpoint",
