@@ -246,7 +246,7 @@ def _validator(text: str) -> Validator:
     from referencing.jsonschema import DRAFT202012, specification_with
 
     schema, reference = json.loads(text), ""
-    cls = validator_for(schema, default=Draft202012Validator)
+    cls: Any = validator_for(schema, default=Draft202012Validator)
     try:
         # Formats aside: patterns are ECMAScript's, which Python would refuse where it cannot read them.
         cls.check_schema(schema, format_checker=FormatChecker(()))
