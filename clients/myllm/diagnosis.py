@@ -39,7 +39,7 @@ _PROMPT = re.compile(
 )
 _MAX_TOKENS = re.compile(
     r"(\d+) (?:in|for) the completion|(\d+) in your completion|(\d+) tokens for the completion"
-    r"|is too large: (\d+)|requested (\d+) output tokens|(\d+) `max_new_tokens`"
+    r"|is too large: (\d+)|requested (\d+) output tokens|and (\d+) `max_new_tokens`"
     r"|`max_new_tokens` must be <= \d+\. Given: (\d+)|max_(?:completion_)?tokens=(\d+) cannot"
 )
 
@@ -222,7 +222,7 @@ _SECRET_HEADER = re.compile(
 )
 # What is a secret by its looks: credentials in a header's value or a URL, keys of well-known services.
 _LOOKS_SECRET = re.compile(
-    r"(?<=\bBearer )[\w.~+/=-]{8,}|(?<=\bBasic )[A-Za-z0-9+/=]{8,}|(?<=://)[^/\s:@\"']*:[^/\s@\"']+(?=@)"
+    r"(?<=\bBearer )(?=\S*\d)[\w.~+/=-]{8,}|(?<=\bBasic )(?=\S*[A-Z\d])[A-Za-z0-9+/=]{8,}|(?<=://)[^/\s:@\"']*:[^/\s@\"']+(?=@)"
     r"|\bsk-[\w-]{16,}|\bhf_\w{16,}"
 )
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from myllm import InvalidParameterError, UnknownParameterError
-from myllm.params import build
+from myllm.params import ALIASES, KNOWN_NAMES, NOTHING, PARAMETER_NAMES, Parameters, build
 
 
 def test_call_goes_before_defaults_under_any_name():
@@ -54,6 +57,29 @@ def test_an_unknown_default_is_refused_too():
         ("stop", [1]),
         ("stop", [""]),
         ("temperature", float("inf")),
+        ("max_tokens", True),
+        ("max_tokens", "5"),
+        ("max_tokens", 5.5),
+        ("temperature", "0.5"),
+        ("temperature", float("nan")),
+        ("seed", 2**63),
+        ("logprobs", -1),
+        ("prompt_logprobs", -2),
+        ("top_k", -2),
+        ("mirostat", 3),
+        ("logit_bias", {1: 101}),
+        ("logit_bias", {-1: 1}),
+        ("bad_words", [""]),
+        ("bad_words", "one"),
+        ("allowed_token_ids", []),
+        ("allowed_token_ids", [-1]),
+        ("choice", []),
+        ("choice", [1]),
+        ("choice", "yes"),
+        ("regex", ""),
+        ("grammar", 5),
+        ("tools", {}),
+        ("ignore_eos", 1),
     ],
 )
 def test_a_bad_value_is_named(name, value):
@@ -61,6 +87,73 @@ def test_a_bad_value_is_named(name, value):
         build({name: value})
     assert caught.value.param == name
     assert f"`{name}={value!r}`" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "values"),
+    [
+        ({"logit_bias": {"12": 1}}, {"logit_bias": {12: 1}}),  # JSON has only texts for keys
+        ({"stop": ("a", "b")}, {"stop": ["a", "b"]}),
+        ({"temperature": 1}, {"temperature": 1.0}),
+        ({"num_predict": 3}, {"max_tokens": 3}),
+        ({"n_predict": 3}, {"max_tokens": 3}),
+        ({"repeat_penalty": 1.1}, {"repetition_penalty": 1.1}),
+        ({"num_return_sequences": 2}, {"n": 2}),
+        ({"guided_choice": ["a"]}, {"choice": ["a"]}),
+        ({"guided_json": {"type": "object"}}, {"json_schema": {"type": "object"}}),
+        ({"top_n_tokens": 2}, {"logprobs": 2}),
+    ],
+)
+def test_what_other_libraries_write_is_understood(given, values):
+    assert build(given).set_values() == values
+
+
+def test_every_alias_leads_to_a_parameter():
+    assert set(ALIASES.values()) <= set(PARAMETER_NAMES) == set(Parameters.model_fields)
+    assert set(ALIASES).isdisjoint(PARAMETER_NAMES)
+    assert {*PARAMETER_NAMES, *ALIASES, "do_sample"} == KNOWN_NAMES
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"json_schema": {"type": "object"}, "regex": "a"},
+        {"choice": ["a"], "grammar": "g"},
+        {"json_schema": {}, "response_format": {"type": "json_object"}},
+        {"guided_regex": "a", "choice": ["a"]},
+    ],
+)
+def test_an_answer_has_one_shape(given):
+    with pytest.raises(InvalidParameterError, match="give one of them"):
+        build(given)
+    with pytest.raises(InvalidParameterError, match="give one of them"):
+        build({}, given)
+
+
+def test_a_call_s_shape_goes_before_the_defaults():
+    defaults = {"json_schema": {"type": "object"}, "top_p": 0.5}
+    assert build({"regex": "a"}, defaults).set_values() == {"regex": "a", "top_p": 0.5}
+    assert build({"regex": "a"}, build(defaults)).set_values() == {"regex": "a", "top_p": 0.5}
+    assert build({"json_schema": None}, defaults).set_values() == {"top_p": 0.5}
+    assert build({"n": 2}, defaults).json_schema == {"type": "object"}
+
+
+def test_a_class_as_response_format_is_told_where_it_belongs():
+    with pytest.raises(InvalidParameterError, match="json_schema=Parameters"):
+        build({"response_format": Parameters})
+
+
+def test_checked_defaults_are_shared_by_calls_that_set_nothing():
+    defaults = build({"temperature": 0.5})
+    assert build({}, defaults) is defaults
+    assert build({"n": 2}, defaults).set_values() == {"temperature": 0.5, "n": 2}
+    assert build({"temperature": None}, defaults).set_values() == {}
+    assert build({}) is NOTHING
+
+
+def test_schemas_cost_nothing_where_there_are_none():
+    code = "import sys, myllm.params as p; p.build({'n': 1}); assert 'jsonschema' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_two_names_of_one_parameter_may_agree_but_not_contradict():
@@ -114,6 +207,8 @@ def test_logprobs_of_both_apis_mean_one_number(given, wanted):
         ("system_prompt", '"role": "system"'),
         ("apikey", "`api_key`"),
         ("port", "URL"),
+        ("structured_outputs", "`json_schema=`"),
+        ("early_stopping", "removed"),
     ],
 )
 def test_what_other_libraries_say_gets_a_pointer(name, words):
