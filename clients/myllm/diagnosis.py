@@ -40,7 +40,7 @@ _PROMPT = re.compile(
 _MAX_TOKENS = re.compile(
     r"(\d+) (?:in|for) the completion|(\d+) in your completion|(\d+) tokens for the completion"
     r"|is too large: (\d+)|requested (\d+) output tokens|and (\d+) `max_new_tokens`"
-    r"|`max_new_tokens` must be <= \d+\. Given: (\d+)|max_(?:completion_)?tokens=(\d+) cannot"
+    r"|`max_new_tokens` must be <= \d+\. Given: (\d+)$|max_(?:completion_)?tokens=(\d+) cannot"
 )
 
 # --- hints -------------------------------------------------------------------------------------------------
