@@ -24,7 +24,7 @@ from myllm.endpoints import Endpoint, PortSpec, UrlSpec, resolve_endpoints
 from myllm.errors import ConnectTimeoutError
 from myllm.params import KNOWN_NAMES, build, unknown_parameter
 from myllm.transport.framework import httpx_client
-from myllm.wire import Call
+from myllm.wire import Call, ServerInfo
 
 from ._extra import missing_extra
 
@@ -173,7 +173,7 @@ def _limits(timeout: Timeout | float | None) -> Timeout:
     if isinstance(timeout, Timeout):
         return timeout
     limits = Timeout.of(timeout)
-    return Timeout(connect=limits.connect, read=limits.read)
+    return Timeout(connect=limits.connect, first_byte=limits.first_byte, idle=limits.idle)
 
 
 def _split(model: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -191,7 +191,7 @@ def _split(model: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dic
         else:
             raise unknown_parameter(name)
     call = Call(kind="chat", model=model, params=build(given), messages=[])
-    (request,) = VLLMDialect().requests(call)
+    (request,) = VLLMDialect().requests(call, ServerInfo(dialect="vllm"))
     body = {name: value for name, value in request.json.items() if name not in ("model", "messages")}
     top_level.update({name: value for name, value in body.items() if name in _OPENAI_NAMES})
     return top_level, {name: value for name, value in body.items() if name not in _OPENAI_NAMES}

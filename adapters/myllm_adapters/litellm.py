@@ -26,7 +26,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NoReturn, TypeVar
 
@@ -275,9 +275,9 @@ def _timeout(value: Any, *, stream: bool) -> myllm.Timeout:
     if value is None:
         return myllm.Timeout()
     if isinstance(value, httpx.Timeout):
-        return myllm.Timeout(connect=value.connect, read=value.read)
+        return myllm.Timeout(connect=value.connect, first_byte=value.read, idle=value.read)
     limits = myllm.Timeout.of(float(value))
-    return myllm.Timeout(connect=limits.connect, read=limits.read) if stream else limits
+    return replace(limits, total=None) if stream else limits
 
 
 class _Chunks:

@@ -13,10 +13,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .endpoints import Endpoint
-from .errors import InvalidParameterError
+from .errors import (
+    APIStatusError,
+    ConnectError,
+    IncompleteStreamError,
+    InvalidParameterError,
+    InvalidResponseError,
+    MyLLMError,
+    RequestTimeoutError,
+)
 from .policies import Policy, get_policy
 from .wire import ServerInfo
 
+_FAILURES = frozenset({500, 502, 503, 504})
 State = Literal["closed", "open", "half_open"]
 
 
@@ -27,8 +36,8 @@ class Breaker:
     Attributes:
         failures: failures in a row that open the breaker. A refused connection opens it at once: nothing
             listens there, and asking again tells nothing new.
-        cooldown: seconds until one call is let through as a trial (half open); doubled each time that the trial
-            fails.
+        cooldown: seconds until one call is let through as a trial (half open); doubled each time that the
+            trial fails.
         longest: seconds that the doubling ends at.
     """
 
@@ -100,7 +109,10 @@ class ServerState:
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """The right to one try at one server; exactly one of the three methods ends it, and later ones do nothing."""
+    """The right to one try at one server.
+
+    Exactly one of the three methods ends it, and later ones do nothing.
+    """
 
     server: ServerState
     _balancer: Balancer
@@ -111,6 +123,20 @@ class Lease:
     def endpoint(self) -> Endpoint:
         """The server to try."""
         return self.server.endpoint
+
+    def ended(self, error: MyLLMError) -> None:
+        """Say how the try failed, and leave it to the error's kind whose fault that is."""
+        if isinstance(error, ConnectError):
+            self.failed(error, refused=not error.connected)
+        elif isinstance(error, RequestTimeoutError):
+            # A deadline of the caller's and a queue of our own say nothing of the server; silence does.
+            (self.failed(error) if error.phase in ("first_byte", "idle", "write") else self.released())
+        elif isinstance(error, APIStatusError):
+            (self.failed(error) if error.status in _FAILURES else self.succeeded())
+        elif isinstance(error, InvalidResponseError | IncompleteStreamError):
+            self.failed(error)
+        else:
+            self.released()  # nothing was sent
 
     def succeeded(self) -> None:
         """Say that the server answered, be it with a refusal: it lives."""
@@ -148,8 +174,9 @@ class Balancer:
     def take(self, tried: Collection[Endpoint] = (), key: str | None = None) -> Lease:
         """Return a lease on the server that should get the next try.
 
-        Servers not yet tried come first, then those that were; an open breaker is passed over as long as there
-        is another server, and no longer: when all are down, each call is a trial (Envoy calls it panic mode).
+        Servers not yet tried come first, then those that were; an open breaker is passed over as long as
+        there is another server, and no longer: when all are down, each call is a trial (Envoy calls it panic
+        mode).
 
         Args:
             tried: servers that have failed this call already.
@@ -164,9 +191,7 @@ class Balancer:
                 ready = [s for s in fresh if s.open_until is None]
                 due = [s for s in fresh if s.open_until is not None and now >= s.open_until and not s.trial]
                 candidates = due[:1] or ready or fresh
-                chosen = candidates[
-                    self.policy.choose(candidates, key) if len(candidates) > 1 else 0
-                ]
+                chosen = candidates[self.policy.choose(candidates, key) if len(candidates) > 1 else 0]
             chosen.trial = chosen.open_until is not None
             chosen.in_flight += 1
             chosen.requests += 1

@@ -47,13 +47,13 @@ class BaseClient:
         model: str | None = None,
         api_key: str | None = None,
         dialect: str | Dialect = "auto",
-        timeout: TimeoutLike | _Unset = UNSET,
+        timeout: _Unset | TimeoutLike = UNSET,
         max_retries: int = 2,
         headers: Mapping[str, str] | None = None,
         http: HTTPOptions | None = None,
         endpoints: Sequence[Endpoint] | None = None,
         policy: str | Policy = "round_robin",
-        breaker: Breaker | None | _Unset = UNSET,
+        breaker: Breaker | _Unset | None = UNSET,
         health_interval: float | None = None,
         hedge_after: float | None = None,
         max_concurrency: int | None = None,
@@ -87,10 +87,11 @@ class BaseClient:
                 call finds out first that one died or came back; None: the calls' own results tell.
             hedge_after: seconds without an answer after which a second server is asked too; the first answer
                 wins and the other request is cancelled. Not for streams.
-            max_concurrency: most requests in flight at once (for `AsyncClient` in each event loop); more wait.
+            max_concurrency: most requests in flight at once (for `AsyncClient` in each event loop); more
+                wait.
             requests_per_second: most calls started in a second, on average; more wait.
-            coalesce: identical calls that are on their way at the same time share one request, if their answer
-                could also be cached (temperature 0, or a seed).
+            coalesce: identical calls that are on their way at the same time share one request, if their
+                answer could also be cached (temperature 0, or a seed).
             cache: keep answers: True for the user's cache folder, a file, or a `Cache`. Only complete answers
                 that another call would get again: at temperature 0, or with a seed.
             message_policy: what to do about chat templates that refuse system messages or two messages of one
@@ -165,12 +166,12 @@ class BaseClient:
         self: ClientT,
         *,
         model: str | None = None,
-        timeout: TimeoutLike | _Unset = UNSET,
+        timeout: _Unset | TimeoutLike = UNSET,
         max_retries: int | None = None,
-        hedge_after: float | None | _Unset = UNSET,
+        hedge_after: float | _Unset | None = UNSET,
         message_policy: MessagePolicy | None = None,
         coalesce: bool | None = None,
-        cache: Cache | bool | str | os.PathLike[str] | None | _Unset = UNSET,
+        cache: Cache | bool | str | os.PathLike[str] | _Unset | None = UNSET,
         **defaults: Any,
     ) -> ClientT:
         """Return a client with other settings over the same connections; closing either closes both.
@@ -227,7 +228,7 @@ class BaseClient:
             cache=options.get("cache") is not False,
         )
 
-    def _limit(self, timeout: TimeoutLike | _Unset) -> Timeout:
+    def _limit(self, timeout: _Unset | TimeoutLike) -> Timeout:
         return self.timeout if isinstance(timeout, _Unset) else Timeout.of(timeout)
 
     def _embed_call(self, texts: str | Sequence[str], given: Mapping[str, Any]) -> Call:

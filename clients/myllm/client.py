@@ -13,11 +13,13 @@ from . import constraints
 from .base import UNSET, BaseClient, _Unset
 from .cache import dump
 from .coalesce import AsyncCoalescer, Coalescer
-from .errors import MyLLMError, RequestTimeoutError
+from .errors import InvalidParameterError, MyLLMError, RequestTimeoutError
 from .fit import fit_flow
-from .flow import Flow, Opened, answer_flow, models_flow, server_flow, stream_flow
+from .flow import Opened, answer_flow, models_flow, server_flow, stream_flow
 from .health import HealthProber
+from .job import Flow
 from .options import CallOptions, RequestOptions, TimeoutLike
+from .params import SHAPES
 from .stream import AsyncStoredBody, AsyncStream, AsyncStreamOpening, StoredBody, Stream
 from .transport.hedge import async_send_hedged, send_hedged
 from .transport.http import AsyncHTTPTransport, HTTPTransport
@@ -45,9 +47,9 @@ class Client(BaseClient):
         with Client("http://localhost:8000") as client:
             print(client.chat("What is the capital of France?").text)
 
-    Every calling method takes the options of `myllm.options.RequestOptions` (`model`, `timeout`, `extra_body`,
-    …) as keywords, those that generate also the parameters of `myllm.params.Parameters`, and all raise what
-    `myllm.errors` lists.
+    Every calling method takes the options of `myllm.options.RequestOptions` (`model`, `timeout`,
+    `extra_body`, …) as keywords, those that generate also the parameters of `myllm.params.Parameters`, and
+    all raise what `myllm.errors` lists.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -86,7 +88,7 @@ class Client(BaseClient):
         Raises:
             ConstraintNotEnforced: the answer is no such model, because it was cut off, for example.
         """
-        answer = self.chat(messages, **{**options, "json_schema": model_class})
+        answer = self.chat(messages, **_with_schema(options, model_class))
         return constraints.parsed(model_class, answer)
 
     def embed(self, texts: str | Sequence[str], **options: Unpack[RequestOptions]) -> Embeddings:
@@ -119,11 +121,11 @@ class Client(BaseClient):
         """
         return self._run(fit_flow(self._route, self._tokenize_call(subject, options), max_tokens, keep))
 
-    def models(self, *, timeout: TimeoutLike | _Unset = UNSET) -> list[ModelInfo]:
+    def models(self, *, timeout: _Unset | TimeoutLike = UNSET) -> list[ModelInfo]:
         """Return the models that the server serves."""
         return self._run(models_flow(self._route, self._limit(timeout)))
 
-    def server_info(self, *, timeout: TimeoutLike | _Unset = UNSET) -> dict[str, ServerInfo | MyLLMError]:
+    def server_info(self, *, timeout: _Unset | TimeoutLike = UNSET) -> dict[str, ServerInfo | MyLLMError]:
         """Ask every server what it is: by URL, what it told, or the error that kept it from telling."""
         return self._run(server_flow(self._route, self._limit(timeout)))
 
@@ -158,8 +160,12 @@ class Client(BaseClient):
         if opened.stored is not None:
             return Stream(opened.parser, StoredBody(opened.stored))
         key = opened.key
-        keep = None if key is None else lambda answer: self._do(Remember(key=key, value=dump(answer)))
-        return Stream(opened.parser, opened.body, keep)
+
+        def keep(answer: Any) -> None:
+            assert key is not None
+            self._do(Remember(key=key, value=dump(answer)))
+
+        return Stream(opened.parser, opened.body, None if key is None else keep)
 
     def _run(self, flow: Flow[T]) -> T:
         """Drive a flow to its end."""
@@ -234,7 +240,7 @@ class AsyncClient(BaseClient):
         self, model_class: type[ModelT], messages: Messages, **options: Unpack[CallOptions]
     ) -> ParsedChat[ModelT]:
         """See `Client.parse`."""
-        answer = await self.chat(messages, **{**options, "json_schema": model_class})
+        answer = await self.chat(messages, **_with_schema(options, model_class))
         return constraints.parsed(model_class, answer)
 
     async def embed(self, texts: str | Sequence[str], **options: Unpack[RequestOptions]) -> Embeddings:
@@ -258,12 +264,12 @@ class AsyncClient(BaseClient):
         """See `Client.fit`."""
         return await self._run(fit_flow(self._route, self._tokenize_call(subject, options), max_tokens, keep))
 
-    async def models(self, *, timeout: TimeoutLike | _Unset = UNSET) -> list[ModelInfo]:
+    async def models(self, *, timeout: _Unset | TimeoutLike = UNSET) -> list[ModelInfo]:
         """See `Client.models`."""
         return await self._run(models_flow(self._route, self._limit(timeout)))
 
     async def server_info(
-        self, *, timeout: TimeoutLike | _Unset = UNSET
+        self, *, timeout: _Unset | TimeoutLike = UNSET
     ) -> dict[str, ServerInfo | MyLLMError]:
         """See `Client.server_info`."""
         return await self._run(server_flow(self._route, self._limit(timeout)))
@@ -330,3 +336,12 @@ class AsyncClient(BaseClient):
                 return await asyncio.to_thread(self._cache.get, action.key)
             await asyncio.to_thread(self._cache.put, action.key, action.value)
         return None
+
+
+def _with_schema(options: CallOptions, model_class: type[BaseModel]) -> CallOptions:
+    for name in SHAPES:
+        if options.get(name) is not None:
+            raise InvalidParameterError(
+                f"`parse` says what the answer looks like: leave `{name}` out.", param=name
+            )
+    return {**options, "json_schema": model_class}

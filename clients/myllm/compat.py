@@ -19,7 +19,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from .client import UNSET, Client
+from .base import UNSET
+from .client import Client
 from .endpoints import PortSpec, UrlSpec, endpoints_from
 from .errors import APIStatusError, InvalidParameterError, MyLLMError, UnsupportedFeatureError
 from .params import build, canonical
@@ -203,7 +204,7 @@ class HFClient:
         self.client.close()
 
     def __repr__(self) -> str:
-        urls = ", ".join(endpoint.url for endpoint in self.client.endpoints)
+        urls = ", ".join(endpoint.url for endpoint in self.client.endpoints())
         return f"{type(self).__name__}({self.model!r}, url={urls!r})"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -331,9 +332,9 @@ def _http_arguments(given: Mapping[str, Any] | None, url: UrlSpec) -> dict[str, 
         value = given["timeout"]
         # requests: seconds for each wait, or (connect, read).
         if isinstance(value, tuple):
-            arguments["timeout"] = Timeout(connect=value[0], read=value[1])
+            arguments["timeout"] = Timeout(connect=value[0], first_byte=value[1], idle=value[1])
         elif value is not None and not isinstance(value, Timeout):
-            arguments["timeout"] = Timeout(connect=value, read=value)
+            arguments["timeout"] = Timeout(connect=value, first_byte=value, idle=value)
         else:
             arguments["timeout"] = value
     if "headers" in given:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from .errors import ContextLengthError, InvalidParameterError, InvalidResponseError, UnsupportedFeatureError
-from .flow import Flow, answer_flow, models_flow
-from .job import Route
+from .flow import answer_flow, models_flow
+from .job import Flow, Route
 from .types import Tokens
 from .wire import Call
 
@@ -62,7 +62,8 @@ def _fit_text(route: Route, call: Call, tokens: Tokens, room: int, keep: str) ->
         back = yield from _text_of(route, call, ids)
         if back is not None:
             size = _shared(text, back, keep) or size
-    # The cut changes how its edge is split, so the size is settled by counting: by bisection, from a good guess.
+    # The cut changes how its edge is split, so the size is settled by counting: by bisection, from a good
+    # guess.
     fits, breaks, step = 0, len(text), 8
     while fits < breaks - 1:
         size = min(max(size, fits + 1), breaks - 1)
@@ -125,7 +126,9 @@ def _turns(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[l
 
     An answer without its question, or a tool's result without its call, is refused by most templates.
     """
-    size = next((i for i, m in enumerate(messages) if m["role"] not in ("system", "developer")), len(messages))
+    size = next(
+        (i for i, m in enumerate(messages) if m["role"] not in ("system", "developer")), len(messages)
+    )
     turns: list[list[dict[str, Any]]] = []
     for message in messages[size:]:
         if message["role"] == "user" or not turns:

@@ -20,7 +20,7 @@ from .errors import InvalidResponseError, MyLLMError
 from .job import Flow, Job, Route, located, model_list
 from .params import Parameters
 from .stream import StreamParser
-from .types import Answer, ModelInfo
+from .types import Answer, ChatCompletion, Completion, ModelInfo
 from .wire import Call, Recall, Remember, ServerInfo, Timeout, WireRequest
 
 _log = logging.getLogger("myllm")
@@ -41,7 +41,8 @@ def answer_flow(route: Route, call: Call) -> Flow[Any]:
         last = done.replies[-1]
         with located(done.endpoint, job.request_id):
             answer = done.dialect.answer(done.call, done.replies)
-            constraints.check(done.call, answer, done.server)
+            if isinstance(answer, ChatCompletion | Completion):
+                constraints.check(done.call, answer, done.server)
         answer._endpoint = done.endpoint
         answer._request_id = last.headers.get("x-request-id") or job.request_id
         if key is not None and is_complete(answer):

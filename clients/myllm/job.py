@@ -28,7 +28,6 @@ from .errors import (
     AllEndpointsDown,
     APIStatusError,
     ConnectError,
-    IncompleteStreamError,
     InvalidResponseError,
     MyLLMError,
     NotFoundError,
@@ -47,7 +46,7 @@ RETRIED_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
 LONGEST_WAIT = 60.0
 """Seconds; a server that asks for more with `Retry-After` is not waited for: the caller decides."""
 TRIAL_CONNECT = 1.0
-"""Seconds that a server which was down gets to accept its trial call's connection, while others could have it."""
+"""Seconds that a server which was down gets to accept its trial's connection, while others could have it."""
 
 _log = logging.getLogger("myllm")
 
@@ -84,7 +83,7 @@ class Route:
 
 @dataclass(slots=True, kw_only=True)
 class Done:
-    """How a call's requests ended well: the replies, who gave the last one, and the open lease of a stream."""
+    """How a call's requests ended well: the replies, who gave them, and the open lease of a stream."""
 
     call: Call
     dialect: Dialect
@@ -116,7 +115,7 @@ class Job:
         self.started = route.clock()
         self.deadline = None if call.timeout.total is None else self.started + call.timeout.total
         self.record = CallRecord(call, self.request_id, self.started) if route.hooks else None
-        self._attempts = 0
+        self._tries = 0
         self._tried: dict[Endpoint, MyLLMError] = {}
         self._hedge: Lease | None = None
         self._retrying: _Retrying | None = None
@@ -124,13 +123,14 @@ class Job:
         self._more_headers: dict[str, str] = {}
 
     def run(self, build: Build = _requests, *, stream: bool = False) -> Flow[Done]:
-        """Send what a call is made of until it is answered, may not be tried again, or is out of tries or time."""
+        """Send what a call is made of until it is answered, or may not be tried again."""
         if self.route.limiter is not None and (wait := self.route.limiter.reserve()) > 0:
             yield from self._sleep(wait)
         plan: list[WireRequest] = []
         replies: list[Reply] = []
         while True:
             lease = self.route.balancer.take(self._tried, self._key)
+            self._tries += 1
             try:
                 dialect, server = yield from self._server(lease)
                 call = yield from self._named(lease, dialect, server)
@@ -231,9 +231,7 @@ class Job:
         self.route.roles[model] = wanted
         return True
 
-    def _exchange(
-        self, lease: Lease, request: WireRequest, dialect: Dialect, stream: bool
-    ) -> Flow[Reply]:
+    def _exchange(self, lease: Lease, request: WireRequest, dialect: Dialect, stream: bool) -> Flow[Reply]:
         """Send one request once; anything but a success is an error."""
         send = self._send(lease.endpoint, request, stream=stream)
         if lease.server.open_until is not None and len(self.route.endpoints) > 1:
@@ -247,7 +245,8 @@ class Job:
             hedge, self._hedge = self._hedge, None
             if hedge is not None:
                 hedge.released()
-        assert isinstance(reply, Reply) and reply.send is not None
+        assert isinstance(reply, Reply)
+        assert reply.send is not None
         if reply.send.endpoint != lease.endpoint:
             lease.released()  # too slow to be told how it went
         if reply.status >= 300:
@@ -264,7 +263,6 @@ class Job:
         return error
 
     def _send(self, endpoint: Endpoint, request: WireRequest, *, stream: bool = False) -> Send:
-        self._attempts += 1
         timeout = self.call.timeout
         if self.deadline is not None and self.route.clock() >= self.deadline:
             raise RequestTimeoutError(
@@ -279,7 +277,7 @@ class Job:
                 "Accept-Encoding": "identity",
                 "User-Agent": f"myllm/{__version__}",
                 "X-Request-Id": self.request_id,
-                "X-Retry-Count": str(self._attempts - 1),
+                "X-Retry-Count": str(max(0, self._tries - 1)),
             },
             {} if endpoint.api_key is None else {"Authorization": f"Bearer {endpoint.api_key}"},
             self.route.headers,
@@ -295,7 +293,8 @@ class Job:
             stream=stream,
         )
         if self.record is not None:
-            self.record.attempts, self.record.endpoint = self._attempts, endpoint.url
+            self.record.attempts += 1
+            self.record.endpoint = endpoint.url
             for hook in self.route.hooks:
                 hook.sending(self.record, send)
         return send
@@ -310,18 +309,8 @@ class Job:
         return self._send(lease.endpoint, first.request)
 
     def account(self, lease: Lease, error: MyLLMError) -> None:
-        """Tell the balancer what a failed try says about the server."""
-        if isinstance(error, ConnectError):
-            lease.failed(error, refused=not error.connected)
-        elif isinstance(error, RequestTimeoutError):
-            # A deadline of the caller's and a queue of our own say nothing of the server; silence does.
-            (lease.failed(error) if error.phase in ("first_byte", "idle", "write") else lease.released())
-        elif isinstance(error, APIStatusError):
-            (lease.failed(error) if error.status in (500, 502, 503, 504) else lease.succeeded())
-        elif isinstance(error, InvalidResponseError | IncompleteStreamError):
-            lease.failed(error)
-        else:
-            lease.released()  # nothing was sent
+        """Tell the balancer, and the hooks, of a failed try."""
+        lease.ended(error)
         if self.record is not None:
             for hook in self.route.hooks:
                 hook.failed(self.record, error)

@@ -107,11 +107,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireRequest:
-    """One HTTP request; `path` starts at the endpoint's root, `json` is the body or None."""
+    """One HTTP request; `path` starts at the endpoint's root.
+
+    The body is `json`, or `content` as it is, or none.
+    """
 
     method: str
     path: str
     json: Any = None
+    content: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

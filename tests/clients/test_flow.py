@@ -35,7 +35,7 @@ def failing(times: int, status: int, headers: dict[str, str] | None = None):
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504])
 def test_passing_failures_are_retried(wire, status):
     wire.handler = failing(1, status, {"Retry-After": "0"})
-    with Client(wire.url, model="m") as client:
+    with Client(wire.url, dialect="vllm", model="m") as client:
         assert client.chat("x").text == "Hi"
     assert [s.headers["x-retry-count"] for s in wire.seen] == ["0", "1"]
     assert len({s.headers["x-request-id"] for s in wire.seen}) == 1
@@ -44,7 +44,7 @@ def test_passing_failures_are_retried(wire, status):
 @pytest.mark.parametrize("status", [400, 401, 404, 422])
 def test_the_caller_s_mistakes_are_not(wire, status):
     wire.handler = failing(9, status)
-    with Client(wire.url, model="m") as client, pytest.raises(myllm.APIStatusError):
+    with Client(wire.url, dialect="vllm", model="m") as client, pytest.raises(myllm.APIStatusError):
         client.chat("x")
     assert len(wire.seen) == 1
 
@@ -52,7 +52,7 @@ def test_the_caller_s_mistakes_are_not(wire, status):
 def test_tries_end_with_the_server_s_words(wire):
     wire.handler = failing(9, 503, {"Retry-After": "0"})
     with (
-        Client(wire.url, model="m", max_retries=2) as client,
+        Client(wire.url, dialect="vllm", model="m", max_retries=2) as client,
         pytest.raises(myllm.OverloadedError, match="not now"),
     ):
         client.chat("x")
@@ -61,7 +61,7 @@ def test_tries_end_with_the_server_s_words(wire):
 
 def test_max_retries_0_tries_once(wire):
     wire.handler = failing(9, 503, {"Retry-After": "0"})
-    with Client(wire.url, model="m", max_retries=0) as client, pytest.raises(myllm.OverloadedError):
+    with Client(wire.url, dialect="vllm", model="m", max_retries=0) as client, pytest.raises(myllm.OverloadedError):
         client.chat("x")
     assert len(wire.seen) == 1
 
@@ -69,7 +69,7 @@ def test_max_retries_0_tries_once(wire):
 def test_retry_after_is_obeyed(wire):
     wire.handler = failing(1, 429, {"Retry-After": "0.4"})
     start = time.monotonic()
-    with Client(wire.url, model="m") as client:
+    with Client(wire.url, dialect="vllm", model="m") as client:
         client.chat("x")
     assert 0.4 <= time.monotonic() - start < 2
 
@@ -77,7 +77,7 @@ def test_retry_after_is_obeyed(wire):
 def test_retry_after_beyond_the_deadline_is_not_waited_for(wire):
     wire.handler = failing(1, 429, {"Retry-After": "60"})
     start = time.monotonic()
-    with Client(wire.url, model="m", timeout=5.0) as client, pytest.raises(myllm.RateLimitError) as caught:
+    with Client(wire.url, dialect="vllm", model="m", timeout=5.0) as client, pytest.raises(myllm.RateLimitError) as caught:
         client.chat("x")
     assert time.monotonic() - start < 2
     assert caught.value.retry_after == 60
@@ -85,7 +85,7 @@ def test_retry_after_beyond_the_deadline_is_not_waited_for(wire):
 
 def test_a_wrong_port_answers_within_the_connect_timeout_and_says_what_to_do(free_port):
     start = time.monotonic()
-    with Client(f"http://127.0.0.1:{free_port}") as client, pytest.raises(myllm.ConnectError) as caught:
+    with Client(f"http://127.0.0.1:{free_port}", dialect="vllm") as client, pytest.raises(myllm.ConnectError) as caught:
         client.chat("x")
     assert time.monotonic() - start < 5
     assert f"No server answers at http://127.0.0.1:{free_port}" in str(caught.value)
@@ -95,7 +95,7 @@ def test_a_wrong_port_answers_within_the_connect_timeout_and_says_what_to_do(fre
 
 def test_a_black_hole_answers_within_the_connect_timeout(black_hole):
     start = time.monotonic()
-    with Client(f"http://127.0.0.1:{black_hole}", timeout=Timeout(connect=0.5)) as client:
+    with Client(f"http://127.0.0.1:{black_hole}", dialect="vllm", timeout=Timeout(connect=0.5)) as client:
         with pytest.raises(myllm.ConnectTimeoutError) as caught:
             client.chat("x")
     assert time.monotonic() - start < 1.5
@@ -117,12 +117,12 @@ def test_a_silent_server_ends_with_the_read_timeout(wire):
     wire.handler = lambda seen, reply: time.sleep(1.5)
     start = time.monotonic()
     with (
-        Client(wire.url, model="m", timeout=Timeout(read=0.3)) as client,
+        Client(wire.url, dialect="vllm", model="m", timeout=Timeout(first_byte=0.3)) as client,
         pytest.raises(myllm.RequestTimeoutError) as caught,
     ):
         client.chat("x")
     assert time.monotonic() - start < 1.2  # and it is not asked again
-    assert caught.value.phase == "read"
+    assert caught.value.phase == "first_byte"
 
 
 def trickle(seen, reply):
@@ -135,7 +135,7 @@ def trickle(seen, reply):
 def test_the_deadline_ends_an_answer_that_keeps_coming(wire):
     wire.handler = trickle
     start = time.monotonic()
-    with Client(wire.url, model="m", timeout=Timeout(total=0.4)) as client:
+    with Client(wire.url, dialect="vllm", model="m", timeout=Timeout(total=0.4)) as client:
         with pytest.raises(myllm.RequestTimeoutError) as caught:
             client.chat("x")
     assert 0.3 < time.monotonic() - start < 1
@@ -145,7 +145,7 @@ def test_the_deadline_ends_an_answer_that_keeps_coming(wire):
 async def test_the_deadline_holds_in_async_streams(wire):
     wire.handler = trickle
     start = time.monotonic()
-    async with AsyncClient(wire.url, model="m") as client:
+    async with AsyncClient(wire.url, dialect="vllm", model="m") as client:
         async with await client.stream_chat("x", timeout=Timeout(total=0.4)) as stream:
             with pytest.raises(myllm.RequestTimeoutError):
                 async for _ in stream:
@@ -155,13 +155,13 @@ async def test_the_deadline_holds_in_async_streams(wire):
 
 def test_a_dead_server_s_calls_go_to_the_next(wire, free_port):
     wire.answers(CHAT)
-    with Client([f"http://127.0.0.1:{free_port}", wire.url], model="m", max_retries=0) as client:
+    with Client([f"http://127.0.0.1:{free_port}", wire.url], dialect="vllm", model="m", max_retries=0) as client:
         answers = [client.chat("x") for _ in range(4)]
     assert {answer.endpoint for answer in answers} == {wire.url}
 
 
 def test_all_servers_dead_is_an_error_of_the_last(free_port):
-    with Client([f"http://127.0.0.1:{free_port}", f"http://localhost:{free_port}"], max_retries=0) as client:
+    with Client([f"http://127.0.0.1:{free_port}", f"http://localhost:{free_port}"], dialect="vllm", max_retries=0) as client:
         with pytest.raises(myllm.ConnectError):
             client.chat("x")
 
@@ -177,24 +177,24 @@ def test_a_reset_connection_is_retried(wire):
             reply.json(CHAT)
 
     wire.handler = handler
-    with Client(wire.url, model="m") as client:
+    with Client(wire.url, dialect="vllm", model="m") as client:
         assert client.chat("x").text == "Hi"
     assert len(calls) == 2
 
 
 def test_without_a_model_the_server_s_first_is_asked_for(wire):
     wire.answers({"object": "list", "data": [{"id": "served"}, {"id": "other"}]}, CHAT)
-    with Client(wire.url) as client:
+    with Client(wire.url, dialect="vllm") as client:
         client.chat("x")
     assert wire.bodies[-1]["model"] == "served"
 
 
 async def test_async_flow_is_the_same(wire, free_port):
     wire.handler = failing(1, 503, {"Retry-After": "0"})
-    async with AsyncClient([f"http://127.0.0.1:{free_port}", wire.url], model="m") as client:
+    async with AsyncClient([f"http://127.0.0.1:{free_port}", wire.url], dialect="vllm", model="m") as client:
         assert (await client.chat("x")).text == "Hi"
     with pytest.raises(myllm.ConnectError, match="myllm serve"):
-        async with AsyncClient(f"http://127.0.0.1:{free_port}", max_retries=0) as client:
+        async with AsyncClient(f"http://127.0.0.1:{free_port}", dialect="vllm", max_retries=0) as client:
             await client.chat("x")
 
 
@@ -213,7 +213,7 @@ def test_a_cancelled_call_closes_its_connection(wire):
     wire.handler = handler
 
     async def main():
-        async with AsyncClient(wire.url, model="m") as client:
+        async with AsyncClient(wire.url, dialect="vllm", model="m") as client:
             task = asyncio.create_task(client.chat("x"))
             await asyncio.sleep(0.2)
             task.cancel()
@@ -230,7 +230,7 @@ def test_a_cancelled_call_closes_its_connection(wire):
 
 def test_a_client_serves_several_event_loops(wire):
     wire.answers(CHAT)
-    client = AsyncClient(wire.url, model="m")
+    client = AsyncClient(wire.url, dialect="vllm", model="m")
     for _ in range(3):
         assert asyncio.run(client.chat("x")).text == "Hi"
 
@@ -254,7 +254,7 @@ def two_servers(wire, other):
 
 def test_asking_for_the_model_takes_no_turn_and_happens_once(wire, other_wire):
     two_servers(wire, other_wire)
-    with Client([wire.url, other_wire.url]) as client:
+    with Client([wire.url, other_wire.url], dialect="vllm") as client:
         for _ in range(4):
             client.chat("x")
     assert [seen.method for seen in wire.seen] == ["GET", "POST", "POST"]
@@ -274,7 +274,7 @@ def test_a_model_that_is_gone_is_asked_for_again(wire):
             reply.json({"error": {"message": "no such model"}}, 404)
 
     wire.handler = handler
-    with Client(wire.url) as client:
+    with Client(wire.url, dialect="vllm") as client:
         client.chat("x")
         names.pop(0)
         with pytest.raises(myllm.NotFoundError):
@@ -289,7 +289,7 @@ def test_the_deadline_covers_the_question_for_the_model(wire):
 
     wire.handler = handler
     start = time.monotonic()
-    with Client(wire.url, timeout=0.5) as client, pytest.raises(myllm.RequestTimeoutError) as caught:
+    with Client(wire.url, dialect="vllm", timeout=0.5) as client, pytest.raises(myllm.RequestTimeoutError) as caught:
         client.chat("x")
     assert time.monotonic() - start < 0.7
     assert caught.value.phase == "total"
@@ -299,7 +299,7 @@ def test_the_deadline_covers_the_question_for_the_model(wire):
 def test_a_server_that_asks_for_hours_is_not_waited_for(wire, wait):
     wire.handler = failing(9, 503, {"Retry-After": wait})
     start = time.monotonic()
-    with Client(wire.url, model="m", max_retries=1) as client, pytest.raises(myllm.OverloadedError):
+    with Client(wire.url, dialect="vllm", model="m", max_retries=1) as client, pytest.raises(myllm.OverloadedError):
         client.chat("x")
     assert time.monotonic() - start < 3
 
@@ -308,7 +308,7 @@ def test_while_one_server_asks_to_wait_the_other_is_asked(wire, other_wire):
     wire.handler = failing(9, 429, {"Retry-After": "30"})
     other_wire.answers(CHAT)
     start = time.monotonic()
-    with Client([wire.url, other_wire.url], model="m") as client:
+    with Client([wire.url, other_wire.url], dialect="vllm", model="m") as client:
         assert [client.chat("x").text for _ in range(2)] == ["Hi", "Hi"]
     assert time.monotonic() - start < 2
 
@@ -325,13 +325,13 @@ def test_a_connection_lost_late_is_still_retried(wire):
             reply.json(CHAT)
 
     wire.handler = handler
-    with Client(wire.url, model="m", timeout=Timeout(connect=0.2)) as client:
+    with Client(wire.url, dialect="vllm", model="m", timeout=Timeout(connect=0.2)) as client:
         assert client.chat("x").text == "Hi"
 
 
 def test_a_redirect_is_an_error_that_says_where_to(wire):
     wire.handler = lambda seen, reply: reply.raw(b"", 307, {"Location": "http://elsewhere:1/v1"})
-    with Client(wire.url, model="m") as client:
+    with Client(wire.url, dialect="vllm", model="m") as client:
         for call in (client.chat, client.stream_chat):
             with pytest.raises(myllm.APIStatusError, match="elsewhere:1"):
                 call("x")
@@ -339,7 +339,7 @@ def test_a_redirect_is_an_error_that_says_where_to(wire):
 
 def test_a_key_s_newline_is_no_part_of_it(wire):
     wire.answers(CHAT)
-    with Client(wire.url, model="m", api_key="sesame\n") as client:
+    with Client(wire.url, dialect="vllm", model="m", api_key="sesame\n") as client:
         client.chat("x")
     assert wire.seen[0].headers["authorization"] == "Bearer sesame"
 
@@ -364,7 +364,7 @@ def test_a_key_that_a_server_repeats_is_blotted_out(wire):
         {"error": {"message": f"bad {seen.headers['authorization']}"}}, 401
     )
     with (
-        Client(wire.url, model="m", api_key="sesame") as client,
+        Client(wire.url, dialect="vllm", model="m", api_key="sesame") as client,
         pytest.raises(myllm.AuthenticationError) as caught,
     ):
         client.chat("x")
@@ -390,7 +390,7 @@ def test_basic_authentication_and_a_key_exclude_each_other():
 
 @pytest.mark.parametrize("value", [b"bytes", "\ud800", object()])
 def test_what_is_no_json_is_refused(wire, value):
-    with Client(wire.url, model="m") as client, pytest.raises(myllm.InvalidParameterError, match="JSON"):
+    with Client(wire.url, dialect="vllm", model="m") as client, pytest.raises(myllm.InvalidParameterError, match="JSON"):
         client.chat([{"role": "user", "content": value}])
     assert wire.seen == []
 
@@ -405,7 +405,7 @@ def test_what_is_no_timeout_is_refused(timeout):
 
 def test_one_event_loop_after_the_other_leaves_no_sockets(wire):
     wire.answers(CHAT)
-    client = AsyncClient(wire.url, model="m")
+    client = AsyncClient(wire.url, dialect="vllm", model="m")
     process = psutil.Process()
 
     def sockets():

@@ -36,7 +36,7 @@ WHOLE = [
 
 def test_chunks_and_the_whole(wire):
     wire.streams(*WHOLE)
-    with Client(wire.url, model="m") as client:
+    with Client(wire.url, dialect="vllm", model="m") as client:
         with client.stream_chat("x") as stream:
             assert [c.text for c in stream] == ["", "Hé", "llo", ""]
         whole = stream.final()
@@ -50,13 +50,13 @@ def test_chunks_and_the_whole(wire):
 def test_bytes_cut_anywhere_give_the_same(wire):
     body = "".join(WHOLE).encode()
     wire.streams(*[body[i : i + 7] for i in range(0, len(body), 7)])
-    with Client(wire.url, model="m") as client, client.stream_chat("x") as stream:
+    with Client(wire.url, dialect="vllm", model="m") as client, client.stream_chat("x") as stream:
         assert stream.final().text == "Héllo"
 
 
 async def test_async_chunks_and_the_whole(wire):
     wire.streams(*WHOLE)
-    async with AsyncClient(wire.url, model="m") as client, await client.stream_chat("x") as stream:
+    async with AsyncClient(wire.url, dialect="vllm", model="m") as client, await client.stream_chat("x") as stream:
         assert [c.text async for c in stream] == ["", "Hé", "llo", ""]
         assert (await stream.final()).text == "Héllo"
         async with client.stream_chat("x") as stream:  # the way of the sync client
@@ -76,7 +76,7 @@ def test_tool_calls_and_reasoning_accumulate(wire):
         chunk({}, "tool_calls"),
         DONE,
     )
-    with Client(wire.url, model="m") as client, client.stream_chat("x") as stream:
+    with Client(wire.url, dialect="vllm", model="m") as client, client.stream_chat("x") as stream:
         message = stream.final().message
     assert message.reasoning == "I think"
     assert [(c.id, c.function.name, c.function.arguments) for c in message.tool_calls] == [
@@ -90,7 +90,7 @@ def test_several_choices_keep_apart(wire):
         chunk({"content": "a"}, index=0), chunk({"content": "b"}, index=1),
         chunk({"content": "A"}, "stop", index=0), chunk({"content": "B"}, "length", index=1), DONE,
     )  # fmt: skip
-    with Client(wire.url, model="m") as client, client.stream_chat("x", n=2) as stream:
+    with Client(wire.url, dialect="vllm", model="m") as client, client.stream_chat("x", n=2) as stream:
         assert [(c.index, c.message.content, c.finish_reason) for c in stream.final().choices] == [
             (0, "aA", "stop"),
             (1, "bB", "length"),
@@ -99,13 +99,13 @@ def test_several_choices_keep_apart(wire):
 
 def test_a_stream_may_end_without_done_when_every_choice_has_finished(wire):
     wire.streams(chunk({"content": "a"}, "stop"))
-    with Client(wire.url, model="m") as client, client.stream_chat("x") as stream:
+    with Client(wire.url, dialect="vllm", model="m") as client, client.stream_chat("x") as stream:
         assert stream.final().text == "a"
 
 
 def test_a_stream_that_just_ends_is_incomplete(wire):
     wire.streams(chunk({"content": "half an ans"}))
-    with Client(wire.url, model="m") as client, client.stream_chat("x") as stream:
+    with Client(wire.url, dialect="vllm", model="m") as client, client.stream_chat("x") as stream:
         with pytest.raises(myllm.IncompleteStreamError) as caught:
             stream.final()
     assert caught.value.partial.text == "half an ans"
@@ -119,7 +119,7 @@ def test_a_broken_connection_is_an_incomplete_stream_and_is_not_retried(wire):
         reply.hang_up()
 
     wire.handler = handler
-    with Client(wire.url, model="m") as client, client.stream_chat("x") as stream:
+    with Client(wire.url, dialect="vllm", model="m") as client, client.stream_chat("x") as stream:
         with pytest.raises(myllm.IncompleteStreamError) as caught:
             list(stream)
     assert caught.value.partial.text == "half"
@@ -136,7 +136,7 @@ def test_a_broken_connection_is_an_incomplete_stream_and_is_not_retried(wire):
 )
 def test_an_error_inside_a_stream_is_raised_with_what_had_come(wire, event, error):
     wire.streams(chunk({"content": "half"}), f"data: {json.dumps(event)}\n\n", DONE)
-    with Client(wire.url, model="m") as client, client.stream_chat("x") as stream:
+    with Client(wire.url, dialect="vllm", model="m") as client, client.stream_chat("x") as stream:
         with pytest.raises(error) as caught:
             list(stream)
     assert caught.value.partial.text == "half"
@@ -145,14 +145,14 @@ def test_an_error_inside_a_stream_is_raised_with_what_had_come(wire, event, erro
 
 def test_garbage_inside_a_stream(wire):
     wire.streams(chunk({"content": "a"}), "data: {nonsense\n\n")
-    with Client(wire.url, model="m") as client, client.stream_chat("x") as stream:
+    with Client(wire.url, dialect="vllm", model="m") as client, client.stream_chat("x") as stream:
         with pytest.raises(myllm.InvalidResponseError, match="nonsense"):
             list(stream)
 
 
 def test_a_refused_stream_raises_at_once(wire):
     wire.handler = lambda seen, reply: reply.json({"error": {"message": "no"}}, 400)
-    with Client(wire.url, model="m") as client, pytest.raises(myllm.BadRequestError):
+    with Client(wire.url, dialect="vllm", model="m") as client, pytest.raises(myllm.BadRequestError):
         client.stream_chat("x")
 
 
@@ -169,7 +169,7 @@ def test_leaving_early_closes_the_connection_and_has_no_whole(wire):
             left.append(True)
 
     wire.handler = handler
-    with Client(wire.url, model="m") as client:
+    with Client(wire.url, dialect="vllm", model="m") as client:
         with client.stream_chat("x") as stream:
             next(iter(stream))
         with pytest.raises(myllm.IncompleteStreamError, match="closed before its end"):
@@ -189,7 +189,7 @@ def test_a_connection_that_breaks_after_the_end_is_no_error(wire):
         reply.hang_up()
 
     wire.handler = handler
-    with Client(wire.url, model="m") as client, client.stream_chat("x") as stream:
+    with Client(wire.url, dialect="vllm", model="m") as client, client.stream_chat("x") as stream:
         assert stream.final().text == "Héllo"
 
 
@@ -202,14 +202,14 @@ def test_a_body_that_is_never_ended_is_not_waited_for(wire):
 
     wire.handler = handler
     start = time.monotonic()
-    with Client(wire.url, model="m") as client, client.stream_chat("x") as stream:
+    with Client(wire.url, dialect="vllm", model="m") as client, client.stream_chat("x") as stream:
         assert stream.final().text == "Héllo"
     assert time.monotonic() - start < 1.5
 
 
 def test_an_event_cut_in_two_is_an_incomplete_stream(wire):
     wire.streams(chunk({"content": "half"}), chunk({"content": "lost"})[:30])
-    with Client(wire.url, model="m") as client, client.stream_chat("x") as stream:
+    with Client(wire.url, dialect="vllm", model="m") as client, client.stream_chat("x") as stream:
         with pytest.raises(myllm.IncompleteStreamError) as caught:
             list(stream)
     assert caught.value.partial.text == "half"
@@ -218,7 +218,7 @@ def test_an_event_cut_in_two_is_an_incomplete_stream(wire):
 def test_a_whole_answer_in_place_of_a_stream_is_called_that(wire):
     wire.answers({"choices": []})
     with (
-        Client(wire.url, model="m") as client,
+        Client(wire.url, dialect="vllm", model="m") as client,
         pytest.raises(myllm.InvalidResponseError, match="no event stream"),
     ):
         client.stream_chat("x")
@@ -226,14 +226,14 @@ def test_a_whole_answer_in_place_of_a_stream_is_called_that(wire):
 
 async def test_a_whole_answer_in_place_of_an_async_stream_too(wire):
     wire.answers({"choices": []})
-    async with AsyncClient(wire.url, model="m") as client:
+    async with AsyncClient(wire.url, dialect="vllm", model="m") as client:
         with pytest.raises(myllm.InvalidResponseError, match="no event stream"):
             await client.stream_chat("x")
 
 
 def test_no_error_is_its_own_cause(wire):
     wire.streams(chunk({"content": "a"}), "data: {nonsense\n\n")
-    with Client(wire.url, model="m") as client, client.stream_chat("x") as stream:
+    with Client(wire.url, dialect="vllm", model="m") as client, client.stream_chat("x") as stream:
         with pytest.raises(myllm.InvalidResponseError) as caught:
             list(stream)
     assert caught.value.__cause__ is not caught.value
@@ -247,7 +247,7 @@ def endless(seen, reply):
 
 def test_closing_from_another_thread_ends_the_reader(wire):
     wire.handler = endless
-    with Client(wire.url, model="m") as client:
+    with Client(wire.url, dialect="vllm", model="m") as client:
         stream = client.stream_chat("x")
         texts = []
         reader = threading.Thread(target=lambda: texts.extend(c.text for c in stream))
@@ -267,7 +267,7 @@ def test_closing_from_another_task_ends_the_reader(wire, loop):
 
 
 async def _close_while_reading(wire):
-    async with AsyncClient(wire.url, model="m") as client:
+    async with AsyncClient(wire.url, dialect="vllm", model="m") as client:
         stream = await client.stream_chat("x")
 
         async def read():
@@ -292,7 +292,7 @@ def test_a_stream_that_nobody_reads_gives_its_connection_back(wire):
             left.set()
 
     wire.handler = handler
-    with Client(wire.url, model="m") as client:
+    with Client(wire.url, dialect="vllm", model="m") as client:
         stream = client.stream_chat("x")
         del stream
         gc.collect()
@@ -309,7 +309,7 @@ def test_a_stream_that_nobody_reads_gives_its_connection_back(wire):
 )
 def test_nulls_and_oddities_of_real_servers_are_borne(wire, delta):
     wire.streams(chunk(delta), 'data: {"id": "s", "choices": null}\n\n', chunk({}, "stop"), DONE)
-    with Client(wire.url, model="m") as client, client.stream_chat("x") as stream:
+    with Client(wire.url, dialect="vllm", model="m") as client, client.stream_chat("x") as stream:
         message = stream.final().message
     assert (
         message.content == "x" or message.reasoning == "x" or message.tool_calls[0].function.arguments == ""

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from dspy import lm15
 
 import myllm
-from myllm.client import BaseClient
+from myllm.base import BaseClient
 
 from .errors import projected
 from .requests import ChatCall, chat_call

@@ -15,7 +15,7 @@ from typing import Any
 from dspy import lm15
 
 import myllm
-from myllm.client import BaseClient
+from myllm.base import BaseClient
 from myllm.dialects import DIALECTS, Dialect, get_dialect
 
 
@@ -29,7 +29,7 @@ class PickledClient:
         settings = self.client.__getstate__()  # its constructor's arguments
         for name in ("headers", "endpoints"):
             del settings[name]
-        settings["base_url"] = [endpoint.url for endpoint in self.client.endpoints]
+        settings["base_url"] = [endpoint.url for endpoint in self.client.endpoints()]
         settings["http"] = _public(settings["http"])
         if _is_built_in(dialect_of(self.client)):
             settings["dialect"] = self.client.dialect
@@ -59,7 +59,7 @@ def dump_client(client: BaseClient) -> dict[str, Any]:
             "(`program.save(folder, save_program=True)`).",
         )
     state: dict[str, Any] = {
-        "base_url": [endpoint.url for endpoint in client.endpoints],
+        "base_url": [endpoint.url for endpoint in client.endpoints()],
         "dialect": client.dialect,
         "max_retries": client.max_retries,
         **client.defaults,

@@ -58,11 +58,14 @@ class _Site:
         self.host = (parts.hostname or "").encode("idna" if not (parts.hostname or "").isascii() else "ascii")
         self.port = parts.port
         self.path = parts.path.rstrip("/").encode()
-        self.origin = httpcore.Origin(self.scheme, self.host, self.port or (443 if parts.scheme == "https" else 80))
+        self.origin = httpcore.Origin(
+            self.scheme, self.host, self.port or (443 if parts.scheme == "https" else 80)
+        )
         bare = b"[%s]" % self.host if b":" in self.host else self.host
         self.headers: list[tuple[bytes, bytes]] = [
             (b"Host", bare if self.port is None else b"%s:%d" % (bare, self.port))
         ]
+        self.authorized = options.auth is not None
         if options.auth is not None:
             credentials = base64.b64encode(":".join(options.auth).encode())
             self.headers.append((b"Authorization", b"Basic " + credentials))
@@ -73,7 +76,9 @@ class _Site:
     ) -> httpcore.Request:
         """Return httpcore's request, which may be sent more than once."""
         fields = [*self.headers]
-        fields.extend((name.encode(), value.encode()) for name, value in headers.items())
+        for name, value in headers.items():
+            if not (self.authorized and name.lower() == "authorization"):
+                fields.append((name.encode(), value.encode()))
         if content is not None:
             fields.append((b"Content-Length", b"%d" % len(content)))
         target = self.path + path.encode()
@@ -86,7 +91,7 @@ class _Pool(Generic[WireT]):
 
     def __init__(self, options: HTTPOptions, make: Callable[[_Site, Any, Any], tuple[Any, WireT]]) -> None:
         self._options = options
-        self._make = make
+        self._make: Callable[[_Site, Any, Any], tuple[Any, WireT]] = make
         self._sites: dict[Endpoint, tuple[_Site, deque[_Line[WireT]]]] = {}
         self._ssl: Any = None
         self._pid = os.getpid()
@@ -424,9 +429,7 @@ def _sync_connection(site: _Site, ssl_context: Any, proxy: httpcore.Proxy | None
     return factory.create_connection(site.origin), wire
 
 
-def _async_connection(
-    site: _Site, ssl_context: Any, proxy: httpcore.Proxy | None
-) -> tuple[Any, AsyncWire]:
+def _async_connection(site: _Site, ssl_context: Any, proxy: httpcore.Proxy | None) -> tuple[Any, AsyncWire]:
     wire = AsyncWire()
     factory = httpcore.AsyncConnectionPool(
         ssl_context=ssl_context, proxy=proxy, keepalive_expiry=KEEP_ALIVE, network_backend=wire

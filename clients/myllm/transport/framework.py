@@ -12,10 +12,10 @@ from ..diagnosis import error_from_reply
 from ..dialects import get_dialect
 from ..endpoints import Endpoint
 from ..errors import MyLLMError
-from ..flow import new_request_id
+from ..job import new_request_id
 from ..wire import Reply, Send, Timeout, WireRequest
-from .faults import error_from_httpx, least
 from .options import HTTPOptions
+from .pool import PoolTransport
 
 Translate = Callable[[MyLLMError, httpx.Request, httpx.Response | None], Exception | None]
 """From our error (and the request, and the reply if there was one) to the exception that a framework
@@ -41,44 +41,49 @@ class FrameworkClient(httpx.Client):
     def __init__(self, settings: ClientSettings) -> None:
         self._settings = settings
         limits = settings.timeout
+        bare = Endpoint(settings.endpoint.url)  # the framework sends the key
         super().__init__(
-            timeout=httpx.Timeout(limits.read, connect=limits.connect, pool=limits.total),
-            **settings.options.client_arguments([settings.endpoint]),
+            timeout=httpx.Timeout(limits.first_byte, connect=limits.connect),
+            transport=PoolTransport([bare], breaker=None, http=settings.options, timeout=limits),
+            trust_env=False,
         )
 
     def send(self, request: httpx.Request, *, stream: bool = False, **kwargs: Any) -> httpx.Response:
-        """Send with our connect limit and an `X-Request-Id`; failures raise what `translate` returns."""
+        """Send with our limits and an `X-Request-Id`; failures raise what `translate` returns."""
         request.headers.setdefault("X-Request-Id", new_request_id())
-        phases = request.extensions.setdefault("timeout", {})
-        # A limit of minutes for the answer, which frameworks apply to every phase, is none for connecting.
-        connect = least(self._settings.timeout.connect, phases.get("connect"))
-        phases["connect"] = connect
-        action = Send(
-            request=WireRequest(
-                method=request.method, path=str(request.url).removeprefix(self._settings.endpoint.url)
-            ),
-            endpoint=self._settings.endpoint,
-            headers=request.headers,
-            timeout=Timeout(connect=connect, read=phases.get("read")),
-            stream=stream,
-        )
         try:
             response = super().send(request, stream=stream, **kwargs)
             if response.status_code >= 400:
                 response.read()
         except httpx.HTTPError as exc:
-            if (error := self._settings.translate(error_from_httpx(exc, action), request, None)) is None:
-                raise
-            raise error from exc
+            raise self._translated(exc, request) from exc
         if response.status_code >= 400:
             reply = Reply(status=response.status_code, headers=response.headers, body=response.content)
-            refusal = error_from_reply(action, reply, get_dialect("openai"), request.headers["X-Request-Id"])
+            refusal = error_from_reply(
+                self._action(request), reply, get_dialect("openai"), request.headers["X-Request-Id"]
+            )
             if (error := self._settings.translate(refusal, request, response)) is not None:
                 raise error from refusal
         elif stream:
             assert isinstance(response.stream, httpx.SyncByteStream)
-            response.stream = _TranslatedStream(response.stream, request, action, self._settings.translate)
+            response.stream = _TranslatedStream(response.stream, self, request)
         return response
+
+    def _action(self, request: httpx.Request) -> Send:
+        endpoint = self._settings.endpoint
+        path = str(request.url).removeprefix(endpoint.url)
+        return Send(
+            request=WireRequest(method=request.method, path=path),
+            endpoint=endpoint,
+            headers=request.headers,
+            timeout=self._settings.timeout,
+        )
+
+    def _translated(self, exc: httpx.HTTPError, request: httpx.Request) -> Exception:
+        """Return what the framework is to see for one of httpx's errors, which has ours as its cause."""
+        cause = exc.__cause__
+        error = self._settings.translate(cause, request, None) if isinstance(cause, MyLLMError) else None
+        return exc if error is None else error
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._settings.endpoint.url!r})"
@@ -96,21 +101,16 @@ class FrameworkClient(httpx.Client):
 class _TranslatedStream(httpx.SyncByteStream):
     """A reply's open body whose breaking off is told like every other failure."""
 
-    def __init__(
-        self, body: httpx.SyncByteStream, request: httpx.Request, action: Send, translate: Translate
-    ) -> None:
+    def __init__(self, body: httpx.SyncByteStream, client: FrameworkClient, request: httpx.Request) -> None:
         self._body = body
+        self._client = client
         self._request = request
-        self._action = action
-        self._translate = translate
 
     def __iter__(self) -> Iterator[bytes]:
         try:
             yield from self._body
         except httpx.HTTPError as exc:
-            if (error := self._translate(error_from_httpx(exc, self._action), self._request, None)) is None:
-                raise
-            raise error from exc
+            raise self._client._translated(exc, self._request) from exc
 
     def close(self) -> None:
         self._body.close()
@@ -126,13 +126,13 @@ def httpx_client(
     """Make an `httpx.Client` that reaches one server by this SDK's rules, for a framework's own API client.
 
     The rules: no proxy from the environment for this machine, no redirects, a short connect limit whatever
-    the framework's own, silence bounded by `timeout.read`, and failures that say which server and what to do.
+    the framework's own, silence bounded by `timeout`, and failures that say which server and what to do.
 
     Args:
         endpoint: the server. Its key is not sent: the framework does that.
         translate: makes the framework's exception out of ours.
         options: certificates, proxy and basic authentication.
-        timeout: limits for connecting and for silence; `total` bounds the wait for a free connection only.
+        timeout: limits for connecting and for silence; `total` is not looked at.
     """
     return FrameworkClient(
         ClientSettings(

@@ -167,7 +167,7 @@ class AsyncOpenBody:
 def _encoded(action: Send) -> tuple[Mapping[str, str], bytes | None]:
     body = action.request.json
     if body is None:
-        return action.headers, None
+        return action.headers, action.request.content
     try:
         content = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError) as exc:  # a lone surrogate is a ValueError too

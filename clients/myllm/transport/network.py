@@ -184,7 +184,10 @@ class AsyncWire(httpcore.AsyncNetworkBackend):
         return self.stream
 
     def close(self) -> None:
-        """Close the socket; where its loop has ended it can only be shut down, and is closed when collected."""
+        """Close the socket.
+
+        Where its loop has ended it can only be shut down, and is closed when collected.
+        """
         if self.stream is not None:
             try:
                 self.stream.close()

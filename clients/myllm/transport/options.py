@@ -6,6 +6,7 @@ import os
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -77,7 +78,9 @@ class HTTPOptions:
             elif isinstance(self.verify, str):
                 context = ssl.create_default_context()
                 context.load_verify_locations(**_location(self.verify))
-            elif self.trust_env and (own := os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
+            elif self.trust_env and (
+                own := os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
+            ):
                 context = ssl.create_default_context(**_location(own))
             else:
                 context = httpcore.default_ssl_context()
@@ -101,5 +104,5 @@ def _proxy(url: str) -> httpcore.Proxy:
     return httpcore.Proxy(f"{parts.scheme}://{bare}:{port}/", auth=auth)
 
 
-def _location(path: str) -> dict[str, str]:
+def _location(path: str) -> dict[str, Any]:
     return {"capath": path} if Path(path).is_dir() else {"cafile": path}
