@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from myllm import Client, InvalidParameterError, InvalidResponseError, UnsupportedFeatureError
 from myllm.dialects import DONE, get_dialect
 from myllm.params import build
-from myllm.wire import Call
+from myllm.wire import Call, ServerInfo
 
 CHAT = {
     "id": "c",
@@ -47,7 +48,7 @@ def test_openai_chat_body(wire):
 def test_a_neutral_value_is_sent_where_the_server_knows_the_name(wire):
     """The server's own default may be another (generation_config.json)."""
     wire.answers(TEXT)
-    with Client(wire.url, model="m") as client:
+    with Client(wire.url, dialect="vllm", model="m") as client:
         client.complete("x", top_p=1.0, top_k=0, repetition_penalty=1.0)
     assert wire.bodies[0] == {
         "model": "m",
@@ -69,7 +70,7 @@ def test_a_parameter_without_a_word_is_refused_and_nothing_is_sent(wire):
 
 def test_extra_body_and_headers_go_as_they_are(wire):
     wire.answers(CHAT)
-    with Client(wire.url, model="m", api_key="k", headers={"X-A": "1"}) as client:
+    with Client(wire.url, dialect="vllm", model="m", api_key="k", headers={"X-A": "1"}) as client:
         client.chat("x", extra_body={"vllm_xargs": {"a": 1}}, extra_headers={"X-B": "2"})
     assert wire.bodies[0]["vllm_xargs"] == {"a": 1}
     headers = wire.seen[0].headers
@@ -83,7 +84,7 @@ def test_completion_logprobs_take_the_chat_s_shape(wire):
             "text_offset": [0, 2], "tokens": ["Hi", "!"], "token_logprobs": [-0.1, -0.2],
             "top_logprobs": [{"Hi": -0.1, "Ho": -3.0}, {"!": -0.2}]}}]}
     )  # fmt: skip
-    with Client(wire.url, model="m") as client:
+    with Client(wire.url, dialect="vllm", model="m") as client:
         logprobs = client.complete("x", logprobs=2).choices[0].logprobs
     assert wire.bodies[0]["logprobs"] == 2
     assert [(t.token, t.logprob) for t in logprobs.content] == [("Hi", -0.1), ("!", -0.2)]
@@ -95,7 +96,7 @@ def test_reasoning_is_read_under_both_names(wire, name):
     body = json.loads(json.dumps(CHAT))
     body["choices"][0]["message"][name] = "because"
     wire.answers(body)
-    with Client(wire.url, model="m") as client:
+    with Client(wire.url, dialect="vllm", model="m") as client:
         assert client.chat("x").message.reasoning == "because"
 
 
@@ -110,7 +111,7 @@ def test_reasoning_is_read_under_both_names(wire, name):
 )
 def test_garbage_is_called_garbage(wire, body, words):
     wire.handler = lambda seen, reply: reply.raw(body)
-    with Client(wire.url, model="m") as client, pytest.raises(InvalidResponseError) as caught:
+    with Client(wire.url, dialect="vllm", model="m") as client, pytest.raises(InvalidResponseError) as caught:
         client.chat("x")
     assert words in str(caught.value)
     assert caught.value.endpoint == wire.url
@@ -146,6 +147,154 @@ def test_whatever_reading_stumbles_over_is_a_bad_answer(wire, dialect, body):
     ):
         client.complete("x", logprobs=1)
     assert caught.value.endpoint == wire.url
+
+
+# --- constraints -------------------------------------------------------------------------------------------
+
+SCHEMA = {"type": "object", "title": "A person!", "properties": {"a": {"type": "integer"}}}
+
+
+def sent(dialect: str, kind: str = "chat", version=None, limits=None, stream: bool = False, **params):
+    """The bodies that a dialect sends to a server of this version and these limits."""
+    call = Call(
+        kind=kind, model="m", params=build(params), stream=stream,
+        prompt="p" if kind == "completion" else None,
+        messages=[{"role": "user", "content": "p"}] if kind == "chat" else None,
+    )  # fmt: skip
+    server = ServerInfo(dialect=dialect, version=version, limits=limits or {})
+    return [request.json for request in get_dialect(dialect).requests(call, server)]
+
+
+def depends(dialect: str, kind: str = "chat", stream: bool = False, **params) -> bool:
+    return get_dialect(dialect).depends_on_server(
+        Call(kind=kind, model="m", params=build(params), stream=stream)
+    )
+
+
+CONSTRAINTS = {
+    "json_schema": ("json", SCHEMA),
+    "regex": ("regex", "[a-z]+"),
+    "choice": ("choice", ["yes", "no"]),
+    "grammar": ("grammar", 'root ::= "a"'),
+}
+OPENAI_FORMAT = {
+    "type": "json_schema", "json_schema": {"name": "A_person_", "strict": True, "schema": SCHEMA}
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_vllm_spells_constraints_by_version(kind, name):
+    """`guided_*` until 0.11, `structured_outputs` since 0.12 (vllm#22772, vllm#29326, vllm#53975)."""
+    word, value = CONSTRAINTS[name]
+    for version in ((0, 6, 3), (0, 10, 2), (0, 11, 2)):
+        (body,) = sent("vllm", kind, version, **{name: value})
+        assert body[f"guided_{word}"] == value
+        assert "structured_outputs" not in body
+    for version in ((0, 12, 0), (0, 32, 0), (1, 0)):
+        (body,) = sent("vllm", kind, version, **{name: value})
+        assert body["structured_outputs"] == {word: value}
+        assert not any(field.startswith("guided_") for field in body)
+    assert depends("vllm", kind, **{name: value})
+
+
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_vllm_of_unknown_version_gets_the_spelling_that_most_obey(name):
+    word, value = CONSTRAINTS[name]
+    (chat,) = sent("vllm", "chat", None, **{name: value})
+    (completion,) = sent("vllm", "completion", None, **{name: value})
+    if name == "json_schema":
+        assert chat["response_format"] == OPENAI_FORMAT
+    else:
+        assert chat["structured_outputs"] == {word: value}
+    assert completion["structured_outputs"] == {word: value}
+
+
+def test_openai_knows_json_schema_in_chats_alone():
+    (body,) = sent("openai", json_schema=SCHEMA)
+    assert body["response_format"] == OPENAI_FORMAT
+    for name in ("regex", "choice", "grammar"):
+        with pytest.raises(UnsupportedFeatureError, match=f"`{name}="):
+            sent("openai", **{name: CONSTRAINTS[name][1]})
+    for name, (_, value) in CONSTRAINTS.items():
+        with pytest.raises(UnsupportedFeatureError):
+            sent("openai", "completion", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("params", "grammar"),
+    [
+        ({"json_schema": SCHEMA}, {"type": "json", "value": SCHEMA}),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}}, {"type": "json", "value": SCHEMA}),
+        ({"regex": r"\d+"}, {"type": "regex", "value": r"\d+"}),
+        ({"choice": ["a b", "c.d (e)?", "f\\g"]}, {"type": "regex", "value": r"(a b|c\.d \(e\)\?|f\\g)"}),
+        ({"response_format": {"type": "text"}}, None),
+    ],
+)  # fmt: skip
+def test_tgi_takes_its_grammar_on_both_routes(params, grammar):
+    """`GrammarType` in TGI's `router/src/lib.rs` is the type of `grammar` and of the chat's `response_format`."""
+    (body,) = sent("tgi", "completion", **params)
+    assert body["parameters"].get("grammar") == grammar
+    (body,) = sent("tgi", "chat", **params)
+    assert body.get("response_format") == grammar
+    if "choice" in params:
+        assert all(re.fullmatch(grammar["value"], choice) for choice in params["choice"])
+        assert not re.fullmatch(grammar["value"], "cxd e")
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"grammar": "g"},
+        {"json_schema": {"type": "array"}},  # "Grammar must have a 'properties' field" (validation.rs)
+        {"response_format": {"type": "json_object"}},
+    ],
+)
+def test_tgi_has_no_grammar_for(kind, params):
+    with pytest.raises(UnsupportedFeatureError):
+        sent("tgi", kind, **params)
+
+
+def test_most_calls_need_not_know_the_server():
+    everyday = {"temperature": 0.0, "max_tokens": 5, "stop": ["a"], "seed": 1, "n": 2}
+    for dialect in ("vllm", "tgi", "openai"):
+        for kind in ("chat", "completion"):
+            assert not depends(dialect, kind, **everyday)
+    assert not depends("openai", json_schema=SCHEMA)
+
+
+def test_vllm_s_own_parameters_go_as_they_are():
+    shared = {
+        "bad_words": ["x"], "allowed_token_ids": [1, 2], "use_beam_search": True, "length_penalty": 0.5,
+        "prompt_logprobs": 2, "spaces_between_special_tokens": False, "priority": -1, "add_special_tokens": False,
+        "min_p": 0.1, "stop_token_ids": [3],
+    }  # fmt: skip
+    template = {
+        "add_generation_prompt": False, "continue_final_message": True, "chat_template": "{{ x }}",
+        "documents": [{"text": "d"}],
+    }  # fmt: skip
+    (body,) = sent("vllm", "chat", **shared, **template)
+    assert all(body[k] == v for k, v in (shared | template).items())
+    (body,) = sent("vllm", "completion", **shared)
+    assert all(body[k] == v for k, v in shared.items())
+    for name, value in template.items():
+        with pytest.raises(UnsupportedFeatureError, match=f"`{name}="):
+            sent("vllm", "completion", **{name: value})
+
+
+def test_vllm_s_best_of_ended_with_its_first_engine():
+    """V1 refuses or ignores it, and 0.11 has no other engine (vllm#13361)."""
+    assert depends("vllm", "completion", best_of=3)
+    assert not depends("vllm", "completion", best_of=3, n=3)
+    (body,) = sent("vllm", "completion", (0, 6, 3), best_of=3)
+    assert body["best_of"] == 3
+    for version in (None, (0, 11, 0), (0, 32, 0)):
+        with pytest.raises(UnsupportedFeatureError, match="best_of"):
+            sent("vllm", "completion", version, best_of=3)
+        (body,) = sent("vllm", "completion", version, best_of=3, n=3)
+        assert "best_of" not in body
+        assert body["n"] == 3
 
 
 # --- TGI ---------------------------------------------------------------------------------------------------
@@ -262,10 +411,61 @@ def test_tgi_stream_special_tokens_are_no_text():
     assert (last.text, last.choices[0].finish_reason) == ("", "stop")
 
 
-def test_tgi_schema_is_its_grammar(wire):
-    schema = {"type": "object", "properties": {}}
-    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    assert tgi_parameters(wire, response_format=wanted)["grammar"] == {"type": "json", "value": schema}
+def test_tgi_s_own_limits_count():
+    assert depends("tgi", "completion", n=3, temperature=1)
+    assert [b["parameters"].get("best_of") for b in sent("tgi", "completion", n=3, temperature=1.0)] == [
+        None
+    ] * 3
+    (body,) = sent("tgi", "completion", limits={"max_best_of": 4}, n=3, temperature=1.0)
+    assert body["parameters"]["best_of"] == 3
+    stops = list("abcdef")
+    assert depends("tgi", "chat", stop=stops)
+    assert sent("tgi", "completion", stop=stops)[0]["parameters"]["stop"] == stops[:4]
+    assert sent("tgi", "chat", stop=stops)[0]["stop"] == stops[:4]
+    assert sent("tgi", "chat", limits={"max_stop_sequences": 5}, stop=stops)[0]["stop"] == stops[:5]
+
+
+def test_tgi_stop_strings_beyond_the_limit_are_looked_for_here(wire):
+    stops = ["1", "2", "3", "4", "END", "EN"]
+
+    def handler(seen, reply):
+        if seen.path == "/info":
+            reply.json({"max_stop_sequences": 4, "version": "3.3.6"})
+        elif seen.path == "/generate":
+            reply.json(tgi("one END two", "length"))
+        elif seen.body.get("stream"):
+            reply.start_stream()
+            for piece in ("one ", "E", "ND two"):
+                chunk = {"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]}
+                reply.piece(f"data: {json.dumps(chunk)}\n\n")
+            time.sleep(2)
+        else:
+            message = {"role": "assistant", "content": "one END two"}
+            reply.json({"choices": [{"index": 0, "message": message, "finish_reason": "eos_token"}]})
+
+    wire.handler = handler
+    with Client(wire.url, dialect="tgi", stop=stops) as client:
+        texts = [client.complete("p").choices[0], client.chat("p").choices[0]]
+        start = time.monotonic()
+        with client.stream_chat("p") as stream:
+            pieces = [chunk.text for chunk in stream]
+            texts.append(stream.final().choices[0])
+    assert time.monotonic() - start < 1.5
+    assert "".join(pieces) == "one "
+    for choice in texts:
+        text = choice.text if hasattr(choice, "text") else choice.message.content
+        assert (text, choice.finish_reason, choice.stop_reason) == ("one ", "stop", "END")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("eos_token", "stop"), ("length", "length"), ("stop", "stop"), ("tool_calls", "tool_calls")],
+)
+def test_tgi_chat_finish_reasons_are_openai_s(wire, theirs, ours):
+    message = {"role": "assistant", "content": "Hi"}
+    wire.answers({"choices": [{"index": 0, "message": message, "finish_reason": theirs}]})
+    with Client(wire.url, dialect="tgi") as client:
+        assert client.chat("p").choices[0].finish_reason == ours
 
 
 def test_tgi_stream_ends_with_its_last_token(wire):

@@ -70,8 +70,10 @@ class TGIDialect(OpenAIDialect):
     def depends_on_server(self, call: Call) -> bool:
         """See `Dialect.depends_on_server`: what goes beyond the default limits may be within the server's."""
         params = call.params
+        if len(params.stop or ()) > MAX_STOPS:
+            return True
         many = call.kind == "completion" and max(params.n or 1, params.best_of or 1) > MAX_BEST_OF
-        return many or len(params.stop or ()) > MAX_STOPS
+        return many and params.seed is None and params.temperature != 0 and not call.stream
 
     tokenizer = TGITokenizer()
 
@@ -180,7 +182,7 @@ class TGIDialect(OpenAIDialect):
         return answer
 
     def _chat_answer(self, call: Call, reply: Reply) -> ChatCompletion:
-        answer = super().answer(call, [reply])
+        answer = super().generated(call, [reply])
         assert isinstance(answer, ChatCompletion)
         for choice in answer.choices:
             text, stop = _cut(call, choice.message.content or "")
