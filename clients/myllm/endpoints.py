@@ -20,14 +20,15 @@ UrlSpec = str | Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One server: its URL, kept without `/v1` and trailing slash, the key it wants, and its share of the work.
+    """One server: its URL, kept without `/v1` and trailing slash, the key it wants, and its share of the
+    work.
 
-    `weight` counts against the other servers' weights: one of 2.0 gets twice the calls of one of 1.0 under the
-    policies "weighted", "least_in_flight" and "affinity".
+    `weight` counts against the other servers' weights: one of 2.0 gets twice the calls of one of 1.0 under
+    the policies "weighted", "least_in_flight" and "affinity".
 
     Raises:
-        InvalidParameterError: the URL is not a server's, the key can't stand in a header, or the weight is not
-            above 0.
+        InvalidParameterError: the URL is not a server's, the key can't stand in a header, or the weight is
+            not above 0.
     """
 
     url: str

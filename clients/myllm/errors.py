@@ -10,8 +10,8 @@ what to do. None of them ever holds an API key.
     ├── UnsupportedFeatureError                 the server's dialect cannot do it; nothing was sent
     ├── ConnectError (ConnectionError)          no connection
     │   ├── ConnectTimeoutError
-    │   └── AllEndpointsDown                    no server of several could be reached; `.errors` has each one's
-    ├── RequestTimeoutError (TimeoutError)      `.phase` says which wait ran out
+    │   └── AllEndpointsDown                    no server of several could be reached; `.errors` has each
+    one's ├── RequestTimeoutError (TimeoutError)      `.phase` says which wait ran out
     │   └── ConnectTimeoutError
     ├── IncompleteStreamError                   the stream broke off; `.partial` holds what had come
     ├── InvalidResponseError                    an answer that is no answer of this API
@@ -166,6 +166,7 @@ class ConstraintNotEnforced(InvalidResponseError):
         self.answer = answer
         self.index = index
         self.text = text
+
 
 class APIStatusError(MyLLMError):
     """The server answered with an error status.

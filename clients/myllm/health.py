@@ -20,8 +20,8 @@ PROBE_TIMEOUT = 2.0
 class HealthProber:
     """Probes the servers of one balancer from a daemon thread, from its client's first call until its end.
 
-    A server is down when it refuses, is silent, or says 503 (loading, draining); any other answer is life: not
-    every server has `/health`, and a key may be wanted.
+    A server is down when it refuses, is silent, or says 503 (loading, draining); any other answer is life:
+    not every server has `/health`, and a key may be wanted.
     """
 
     def __init__(self, balancer: Balancer, interval: float | None, options: HTTPOptions) -> None:
@@ -85,5 +85,7 @@ def _look(transport: HTTPTransport, endpoint: Endpoint, timeout: Timeout) -> MyL
     except (ConnectError, RequestTimeoutError) as exc:
         return exc
     if reply.status == 503:
-        return OverloadedError(f"{endpoint.url}/health says 503: not ready.", endpoint=endpoint.url, status=503)
+        return OverloadedError(
+            f"{endpoint.url}/health says 503: not ready.", endpoint=endpoint.url, status=503
+        )
     return None

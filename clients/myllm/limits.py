@@ -12,8 +12,8 @@ from .errors import InvalidParameterError
 class RetryBudget:
     """Keeps retries from multiplying the load on servers that are failing under it.
 
-    A bucket of `capacity` tokens: a retry takes one, a success gives a fifth of one back, a second that passes
-    a whole one. While it is empty, failures are told at once. (As in gRPC's retry throttling.)
+    A bucket of `capacity` tokens: a retry takes one, a success gives a fifth of one back, a second that
+    passes a whole one. While it is empty, failures are told at once. (As in gRPC's retry throttling.)
     """
 
     def __init__(self, capacity: float = 50.0, clock: Callable[[], float] = time.monotonic) -> None:

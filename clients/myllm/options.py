@@ -1,7 +1,7 @@
 """What a call may say beside its subject, typed: the options of the call, and every model parameter.
 
-The parameters' meaning and ranges are in `myllm.params`; their aliases (`max_new_tokens`, `stop_sequences`, …)
-are read too.
+The parameters' meaning and ranges are in `myllm.params`; their aliases (`max_new_tokens`, `stop_sequences`,
+…) are read too.
 """
 
 from __future__ import annotations

@@ -32,7 +32,10 @@ class Candidate(Protocol):
 
 
 class Policy(Protocol):
-    """Chooses among servers; `keyed` says that it looks at keys, so that one is made from each call's beginning."""
+    """Chooses among servers.
+
+    `keyed` says that it looks at keys, so that one is made from each call's beginning.
+    """
 
     keyed: bool
 
@@ -96,8 +99,8 @@ class LeastInFlight:
 class Affinity:
     """Calls of one session or with one beginning go to one server, whose prefix cache is then warm.
 
-    Weighted rendezvous hashing (Schindelhauer and Schomaker, 2005): when a server goes, only its own keys move.
-    Calls without a key go to the least busy server.
+    Weighted rendezvous hashing (Schindelhauer and Schomaker, 2005): when a server goes, only its own keys
+    move. Calls without a key go to the least busy server.
     """
 
     keyed = True
@@ -113,7 +116,9 @@ class Affinity:
 
 
 def _score(candidate: Candidate, key: str) -> float:
-    digest = hashlib.blake2b(f"{candidate.url}\n{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    digest = hashlib.blake2b(
+        f"{candidate.url}\n{key}".encode("utf-8", "surrogatepass"), digest_size=8
+    ).digest()
     share = (int.from_bytes(digest, "big") + 1) / (2**64 + 1)  # in (0, 1)
     return -candidate.weight / math.log(share)
 

@@ -168,9 +168,7 @@ class Stream(Generic[ChunkT, FinalT]):
     Leaving the context early closes the connection, and the server then stops generating.
     """
 
-    def __init__(
-        self, parser: StreamParser, body: Any, keep: Callable[[FinalT], None] | None = None
-    ) -> None:
+    def __init__(self, parser: StreamParser, body: Any, keep: Callable[[FinalT], None] | None = None) -> None:
         self._parser = parser
         self._body = body
         self._chunks = _read(parser, body, keep)
