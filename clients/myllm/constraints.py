@@ -241,9 +241,8 @@ def _validator(text: str) -> Validator:
     from jsonschema import FormatChecker
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import Draft202012Validator, validator_for
-    from jsonschema_specifications import REGISTRY
     from referencing.exceptions import Unresolvable
-    from referencing.jsonschema import DRAFT202012, specification_with
+    from referencing.jsonschema import DRAFT202012, EMPTY_REGISTRY, specification_with
 
     schema, reference = json.loads(text), ""
     cls: Any = validator_for(schema, default=Draft202012Validator)
@@ -253,7 +252,7 @@ def _validator(text: str) -> Validator:
         dialect = schema.get("$schema") if isinstance(schema, dict) else None
         resource = specification_with(dialect or "", default=DRAFT202012).create_resource(schema)
         # A registry without a retriever: jsonschema's own default would fetch what a `$ref` names.
-        registry = REGISTRY.with_resource("", resource)
+        registry = EMPTY_REGISTRY.with_resource("", resource)
         for reference, resolver in _references(resource, registry.resolver_with_root(resource)):
             resolver.lookup(reference)
     except SchemaError as exc:
