@@ -13,15 +13,19 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .balancer import Breaker, EndpointStatus
+    from .cache import Cache
     from .client import AsyncClient, Client
     from .compat import HFClientTGI, HFClientVLLM
     from .endpoints import Endpoint
     from .errors import (
+        AllEndpointsDown,
         APIStatusError,
         AuthenticationError,
         BadRequestError,
         ConnectError,
         ConnectTimeoutError,
+        ConstraintNotEnforced,
         ContextLengthError,
         IncompleteStreamError,
         InvalidParameterError,
@@ -38,31 +42,49 @@ if TYPE_CHECKING:
         UnsupportedFeatureError,
         ValidationError,
     )
+    from .hooks import CallRecord, Hook
     from .server import Server
     from .stream import AsyncStream, Stream
     from .transport.options import HTTPOptions
+    from .transport.pool import AsyncPoolTransport, PoolTransport
     from .types import (
         ChatChunk,
         ChatCompletion,
         Completion,
         CompletionChunk,
+        Embeddings,
         Message,
         ModelInfo,
+        ParsedChat,
+        Tokens,
         ToolCall,
         Usage,
     )
-    from .wire import Timeout
+    from .wire import ServerInfo, Timeout
 
 _HOMES = {
-    "client": ("AsyncClient", "Client"),
-    "compat": ("HFClientTGI", "HFClientVLLM"),
+    "balancer": (
+        "Breaker",
+        "EndpointStatus",
+    ),
+    "cache": ("Cache",),
+    "client": (
+        "AsyncClient",
+        "Client",
+    ),
+    "compat": (
+        "HFClientTGI",
+        "HFClientVLLM",
+    ),
     "endpoints": ("Endpoint",),
     "errors": (
         "APIStatusError",
+        "AllEndpointsDown",
         "AuthenticationError",
         "BadRequestError",
         "ConnectError",
         "ConnectTimeoutError",
+        "ConstraintNotEnforced",
         "ContextLengthError",
         "IncompleteStreamError",
         "InvalidParameterError",
@@ -79,29 +101,51 @@ _HOMES = {
         "UnsupportedFeatureError",
         "ValidationError",
     ),
+    "hooks": (
+        "CallRecord",
+        "Hook",
+    ),
     "server": ("Server",),
-    "stream": ("AsyncStream", "Stream"),
+    "stream": (
+        "AsyncStream",
+        "Stream",
+    ),
     "transport.options": ("HTTPOptions",),
+    "transport.pool": (
+        "AsyncPoolTransport",
+        "PoolTransport",
+    ),
     "types": (
         "ChatChunk",
         "ChatCompletion",
         "Completion",
         "CompletionChunk",
+        "Embeddings",
         "Message",
         "ModelInfo",
+        "ParsedChat",
+        "Tokens",
         "ToolCall",
         "Usage",
     ),
-    "wire": ("Timeout",),
+    "wire": (
+        "ServerInfo",
+        "Timeout",
+    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "APIStatusError",
+    "AllEndpointsDown",
     "AsyncClient",
+    "AsyncPoolTransport",
     "AsyncStream",
     "AuthenticationError",
     "BadRequestError",
+    "Breaker",
+    "Cache",
+    "CallRecord",
     "ChatChunk",
     "ChatCompletion",
     "Client",
@@ -109,11 +153,15 @@ __all__ = [
     "CompletionChunk",
     "ConnectError",
     "ConnectTimeoutError",
+    "ConstraintNotEnforced",
     "ContextLengthError",
+    "Embeddings",
     "Endpoint",
+    "EndpointStatus",
     "HFClientTGI",
     "HFClientVLLM",
     "HTTPOptions",
+    "Hook",
     "IncompleteStreamError",
     "InvalidParameterError",
     "InvalidResponseError",
@@ -123,13 +171,17 @@ __all__ = [
     "MyLLMError",
     "NotFoundError",
     "OverloadedError",
+    "ParsedChat",
+    "PoolTransport",
     "RateLimitError",
     "RequestTimeoutError",
     "Server",
     "ServerError",
+    "ServerInfo",
     "ServerStartError",
     "Stream",
     "Timeout",
+    "Tokens",
     "ToolCall",
     "UnknownParameterError",
     "UnsupportedFeatureError",

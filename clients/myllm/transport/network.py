@@ -171,10 +171,11 @@ class AsyncWire(httpcore.AsyncNetworkBackend):
         """Connect to the host; its addresses are tried side by side (RFC 8305)."""
         with _os_errors():
             try:
+                # uvloop tries a host's addresses one after the other, and knows no such argument.
+                standard = isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)
+                side_by_side = {"happy_eyeballs_delay": 0.25} if standard else {}
                 async with asyncio.timeout(self.waits.to_connect()):
-                    reader, writer = await asyncio.open_connection(
-                        host, port, limit=2**20, happy_eyeballs_delay=0.25
-                    )
+                    reader, writer = await asyncio.open_connection(host, port, limit=2**20, **side_by_side)
             except TimeoutError as exc:
                 raise httpcore.ConnectTimeout(str(exc)) from exc
         connection = writer.get_extra_info("socket")
