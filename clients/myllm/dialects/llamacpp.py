@@ -175,21 +175,32 @@ class _Reader(OpenAIReader):
     def __init__(self, call: Call, dialect: LlamaCppDialect) -> None:
         super().__init__(call, dialect)
         self._call = call
+        self._named: set[str] = set()
 
     def read(self, data: bytes) -> ChatChunk | CompletionChunk | _Done | None:
         chunk = super().read(data)
         if isinstance(chunk, ChatChunk | CompletionChunk):
             for choice in chunk.choices:
                 _trim(choice.logprobs, self._call)
+        if isinstance(chunk, ChatChunk):
+            self._name_once(chunk)
         return chunk
+
+    def _name_once(self, chunk: ChatChunk) -> None:
+        """Take the names out that llama-cpp-python repeats with every piece of a call's arguments."""
+        for call in (call for choice in chunk.choices for call in choice.delta.tool_calls or ()):
+            if call.id in self._named:
+                call.function.name = None
+            elif call.id is not None:
+                self._named.add(call.id)
 
 
 def _schema_in(wanted: dict[str, Any], dialect: str) -> dict[str, Any]:
     """Return the JSON Schema that a `response_format` asks for."""
-    schema: dict[str, Any] | None
-    if wanted.get("type") == "json_object":
-        return wanted.get("schema") or {"type": "object"}
-    schema = (wanted.get("json_schema") or {}).get("schema")
+    loose = wanted.get("type") == "json_object"
+    schema: dict[str, Any] | None = (wanted if loose else wanted.get("json_schema") or {}).get("schema")
+    if loose:
+        return schema or {"type": "object"}
     if wanted.get("type") != "json_schema" or schema is None:
         raise refuse("response_format", wanted, dialect, "the server", "It wants a schema.")
     return schema

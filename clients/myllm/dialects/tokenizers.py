@@ -16,11 +16,11 @@ from ..types import Detokenized, Tokens
 from ..wire import Call, WireRequest
 from ._base import is_neutral, refuse
 
-_SHAPING = (
+SHAPING = (
     "add_special_tokens", "tools", "documents", "chat_template", "chat_template_kwargs", "reasoning_effort",
     "add_generation_prompt", "continue_final_message",
 )  # fmt: skip
-"""Parameters that change what the prompt is; the others do not matter to a tokenizer."""
+"""The parameters that change what the prompt is; no other one matters to a tokenizer."""
 _VLLM_TEXT = ("add_special_tokens",)
 _VLLM_CHAT = (
     "add_special_tokens", "tools", "chat_template", "chat_template_kwargs", "add_generation_prompt",
@@ -217,7 +217,7 @@ def _shaping(call: Call, dialect: str, known: tuple[str, ...]) -> dict[str, Any]
     for name, value in call.params.set_values().items():
         if name in known:
             shaping[name] = value
-        elif name in _SHAPING and not is_neutral(name, value):
+        elif name in SHAPING and not is_neutral(name, value):
             raise refuse(name, value, dialect, "the tokenizer")
     return shaping
 
