@@ -18,7 +18,7 @@ LLAMA_CPP_PYTHON = {
 }
 
 
-@pytest.mark.parametrize(("dialect", "prefix", "length"), [("vllm", "", 8192), ("sglang", "/v1", 131072)])
+@pytest.mark.parametrize(("dialect", "prefix", "length"), [("vllm", "", 2048), ("sglang", "/v1", 131072)])
 def test_vllm_s_and_sglang_s(replay, dialect, prefix, length):
     wire = replay(
         {
