@@ -6,12 +6,14 @@ belongs to one client (and to all its copies); it is thread-safe.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from . import tap
 from .endpoints import Endpoint
 from .errors import (
     APIStatusError,
@@ -27,6 +29,8 @@ from .wire import ServerInfo
 
 _FAILURES = frozenset({500, 502, 503, 504})
 State = Literal["closed", "open", "half_open"]
+
+_log = logging.getLogger("myllm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +85,15 @@ class EndpointStatus:
 
 @dataclass(slots=True, eq=False)
 class ServerState:
-    """One server, as the balancer keeps it. `info` and `model` are what the flow found out about it."""
+    """One server, as the balancer keeps it.
+
+    `info` and `model` are what the flow found out about it, `under` when: see `tap.changes`.
+    """
 
     endpoint: Endpoint
     info: ServerInfo | None = None
     model: str | None = None
+    under: int = 0
     in_flight: int = 0
     requests: int = 0
     failures: int = 0
@@ -193,16 +201,12 @@ class Balancer:
                 candidates = due[:1] or ready or fresh
                 chosen = candidates[self.policy.choose(candidates, key) if len(candidates) > 1 else 0]
             chosen.trial = chosen.open_until is not None
-            chosen.in_flight += 1
-            chosen.requests += 1
-            return Lease(chosen, self, now)
+            return self._leased(chosen)
 
     def lease(self, server: ServerState) -> Lease:
         """Return a lease on this very server, whatever its state."""
         with self._lock:
-            server.in_flight += 1
-            server.requests += 1
-            return Lease(server, self, self.clock())
+            return self._leased(server)
 
     def other(self, than: Endpoint, key: str | None = None) -> Lease | None:
         """Return a lease on another server that is well, or None when there is none."""
@@ -210,10 +214,15 @@ class Balancer:
             others = [s for s in self._servers if s.endpoint != than and s.open_until is None]
             if not others:
                 return None
-            chosen = others[self.policy.choose(others, key)]
-            chosen.in_flight += 1
-            chosen.requests += 1
-            return Lease(chosen, self, self.clock())
+            return self._leased(others[self.policy.choose(others, key)])
+
+    def _leased(self, server: ServerState) -> Lease:
+        if server.under != tap.changes:
+            server.info = server.model = None
+            server.under = tap.changes
+        server.in_flight += 1
+        server.requests += 1
+        return Lease(server, self, self.clock())
 
     def probed(self, endpoint: Endpoint, error: BaseException | None) -> None:
         """Take the result of a health probe: None closes the breaker, an error opens it."""
@@ -283,8 +292,12 @@ class Balancer:
             server.openings += 1
             server.open_until = self.clock() + wait
             server.info = server.model = None  # what comes back may be another server
+            if len(self._servers) > 1:
+                _log.info("%s is left alone for %.1f s: %s", server.url, wait, error)
 
     @staticmethod
     def _close(server: ServerState) -> None:
+        if server.open_until is not None:
+            _log.info("%s answers again", server.url)
         server.failures_in_row = server.openings = 0
         server.open_until = None

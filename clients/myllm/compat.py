@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from . import tap
 from .base import UNSET
 from .client import Client
 from .endpoints import PortSpec, UrlSpec, endpoints_from
@@ -85,7 +86,7 @@ class HFClient:
         self.kwargs: dict[str, Any] = _checked({**defaults, **canonical(kwargs)})
         _check_system_prompt(self.system_prompt, self.model_type)
         self.history: list[dict[str, Any]] = []
-        self._no_template = False
+        self._no_template: int | None = None  # when that was found out: see `tap.changes`
         self._lock = threading.Lock()
 
     def _generate(self, prompt: str, **kwargs: Any) -> dict[str, Any]:
@@ -107,7 +108,7 @@ class HFClient:
         timeout = kwargs.pop("timeout", UNSET)
         params = {**self.kwargs, **canonical(kwargs)}
         answer: Completion | ChatCompletion
-        if self.model_type == "chat" or (self.model_type == "auto" and not self._no_template):
+        if self.model_type == "chat" or (self.model_type == "auto" and self._no_template != tap.changes):
             messages = [{"role": "user", "content": prompt}]
             if system_prompt:
                 messages.insert(0, {"role": "system", "content": system_prompt})
@@ -138,8 +139,8 @@ class HFClient:
         words = exc.server_message or ""
         # A server without the route says 404 too, but it does not speak of the model.
         if _NO_TEMPLATE.search(words) or (exc.status == 404 and "model" not in words.lower()):
-            self._no_template = True
-        return self._no_template
+            self._no_template = tap.changes
+        return self._no_template == tap.changes
 
     def request(self, prompt: str, **kwargs: Any) -> dict[str, Any]:
         """Generate for one prompt, and remember it in `history`."""

@@ -25,6 +25,7 @@ what to do. None of them ever holds an API key.
     │   ├── OverloadedError 503
     │   └── ServerError 5xx
     ├── ServerStartError                        `myllm.Server` could not start its process
+    ├── CassetteMiss                            a cassette replays, and has no answer to this request
     └── MissingExtraError (ImportError)         an optional part of the product is not installed
 """
 
@@ -221,6 +222,10 @@ class ServerError(APIStatusError):
 
 class ServerStartError(MyLLMError):
     """`myllm.Server` could not bring its process up; the message holds the end of its log."""
+
+
+class CassetteMiss(MyLLMError):
+    """A cassette replays, and has no answer to this request; the message shows the nearest one it has."""
 
 
 class MissingExtraError(MyLLMError, ImportError):

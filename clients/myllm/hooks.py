@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import MyLLMError
 from .types import Answer
-from .wire import Call, Send
+from .wire import Call, Send, ServerInfo
 
 
 @dataclass(slots=True, eq=False)
@@ -21,6 +21,7 @@ class CallRecord:
         started, first_chunk, ended: on the monotonic clock; None until then. `first_chunk`: of a stream.
         attempts: requests sent so far, retries and hedges included.
         endpoint: base URL of the server asked last, or of the one that answered.
+        server: what that server is, once it is known.
         answer: the answer; of a stream what it added up to.
         error: what ended the call instead.
         notes: for the hook's own use, such as its span.
@@ -33,6 +34,7 @@ class CallRecord:
     ended: float | None = None
     attempts: int = 0
     endpoint: str | None = None
+    server: ServerInfo | None = None
     answer: Answer | None = None
     error: MyLLMError | None = None
     notes: dict[Any, Any] = field(default_factory=dict)
@@ -62,3 +64,7 @@ class Hook:
 
     def ended(self, record: CallRecord) -> None:
         """The call ended, with `record.answer` or `record.error`, or neither when it was cancelled."""
+
+
+everywhere: tuple[Hook, ...] = ()
+"""Hooks of all clients of this process, before each client's own."""

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 import httpcore
 
+from .. import tap
 from ..errors import ConnectError, InvalidParameterError, MyLLMError
 from ..wire import Reply, Send
 from .connections import AsyncConnections, AsyncExchange, Connections, Exchange
@@ -25,6 +26,7 @@ class HTTPTransport:
     """Sends for the sync driver. Thread-safe; the connections are shared by all threads."""
 
     def __init__(self, options: HTTPOptions, max_concurrency: int | None = None) -> None:
+        self._options = options
         self._connections = Connections(options, max_concurrency)
 
     def send(self, action: Send, watch: Callable[[Wire], object] | None = None) -> Reply:
@@ -34,8 +36,15 @@ class HTTPTransport:
 
         Raises:
             ConnectError, ConnectTimeoutError, RequestTimeoutError: no reply.
+            CassetteMiss: a cassette replays, and has not recorded this request.
             MyLLMError: the client was closed.
         """
+        between = tap.active
+        if between is not None:
+            return between.send(action, self._options, lambda: self._send(action, watch))
+        return self._send(action, watch)
+
+    def _send(self, action: Send, watch: Callable[[Wire], object] | None) -> Reply:
         headers, content = _encoded(action)
         try:
             exchange = self._connections.open(
@@ -100,10 +109,17 @@ class AsyncHTTPTransport:
     """Sends for the async driver; each event loop has connections of its own."""
 
     def __init__(self, options: HTTPOptions, max_concurrency: int | None = None) -> None:
+        self._options = options
         self._connections = AsyncConnections(options, max_concurrency)
 
     async def send(self, action: Send) -> Reply:
         """See `HTTPTransport.send`."""
+        between = tap.active
+        if between is not None:
+            return await between.send_async(action, self._options, lambda: self._send(action))
+        return await self._send(action)
+
+    async def _send(self, action: Send) -> Reply:
         headers, content = _encoded(action)
         try:
             exchange = await self._connections.open(
