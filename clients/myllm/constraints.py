@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Kind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
 
-# Choices that did not end by themselves, or are no text: nobody can judge them.
-_CUT_OFF = frozenset(
-    {"length", "tool_calls", "function_call", "content_filter", "stop_sequence", "abort", "error"}
+# Choices that are no text, or whose end says nothing about the constraint: nobody can judge them.
+_UNJUDGED = frozenset(
+    {"tool_calls", "function_call", "content_filter", "stop_sequence", "repetition", "abort", "error"}
 )
+_JSON_BEGINS = re.compile(r"\s*([\[{\"\-\dtfn]|$)")
 # `re` reads these otherwise than the servers' engines (Rust's regex, xgrammar, outlines) do: POSIX classes
 # and set operations inside a class, and inline flags with a scope of their own.
 _FOREIGN_REGEX = re.compile(r"\[\[|\[\^\[|&&|~~|--\[")
@@ -109,13 +110,22 @@ class Constraint:
             return None if isinstance(value, dict) else "it is no JSON object"
         return _violation(self.value, value)
 
+    def early_problem(self, text: str) -> str | None:
+        """Return what is wrong with the beginning of a text, however it might have gone on, or None."""
+        if self.kind == "choice":
+            begun = any(choice.startswith(text) for choice in self.value)
+            return None if begun else f"it begins none of {short(self.value)}"
+        if self.kind in ("json_schema", "json_object"):
+            return None if _JSON_BEGINS.match(text) else "it does not begin like JSON"
+        return None
+
 
 def check(call: Call, answer: ChatCompletion | Completion, server: ServerInfo | None = None) -> None:
-    """Check each choice of an answer that ended by itself against the call's constraint.
+    """Check each choice of an answer against the call's constraint.
 
-    Not judged are choices that were cut off (by `max_tokens` or a stop string: `finish_reason` and
-    `stop_reason` tell), tool calls, grammars, patterns that Python's `re` cannot read, and schemas whose own
-    patterns it cannot read.
+    A choice that `max_tokens` cut off is right as long as it could have become so. Not judged are choices
+    that a stop string cut off (`stop_reason` tells), tool calls, grammars, patterns that Python's `re` cannot
+    read, and schemas whose own patterns it cannot read.
 
     Args:
         call: what was asked.
@@ -130,7 +140,10 @@ def check(call: Call, answer: ChatCompletion | Completion, server: ServerInfo | 
         return
     for choice in answer.choices:
         text = _judged_text(call, choice)
-        if text is not None and (problem := constraint.problem(text)) is not None:
+        if text is None:
+            continue
+        judge = constraint.early_problem if choice.finish_reason == "length" else constraint.problem
+        if (problem := judge(text)) is not None:
             name = constraint.field or (
                 "response_format" if constraint.kind == "json_object" else constraint.kind
             )
@@ -145,7 +158,7 @@ def check(call: Call, answer: ChatCompletion | Completion, server: ServerInfo | 
 
 def _judged_text(call: Call, choice: ChatChoice | CompletionChoice) -> str | None:
     """Return the text that the constraint was for, or None when it cannot be judged."""
-    if choice.finish_reason in _CUT_OFF or isinstance(choice.stop_reason, str):
+    if choice.finish_reason in _UNJUDGED or isinstance(choice.stop_reason, str):
         return None
     # Without the server's word for it, a stop string of the call's may have ended the text.
     if (call.params.stop or call.params.stop_token_ids) and "stop_reason" not in choice.model_fields_set:

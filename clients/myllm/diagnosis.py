@@ -89,7 +89,9 @@ _ROLES = {
 }
 
 _HTML = re.compile(r"<html.*?<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
-_NAMED_FIELD = re.compile(r"\(parameter=(\w+)")
+# vLLM: "(parameter=n, value=0)" and "'loc': 'body.n'"; llama-cpp-python: "'loc': ('body', 'n')";
+# llama.cpp: "Field 'n': …".
+_NAMED_FIELD = re.compile(r"\(parameter=(\w+)|'loc': (?:'body\.|\('body', ')(\w+)|^Field '(\w+)'")
 
 
 def error_from_reply(
@@ -180,9 +182,9 @@ def _int(value: Any) -> int | None:
 
 
 def _named_field(words: str | None) -> str | None:
-    """Read the field that vLLM names at the end of its words: "(parameter=max_tokens, value=16384)"."""
+    """Return the field that the server's words name."""
     found = _NAMED_FIELD.search(words or "")
-    return None if found is None else found[1]
+    return None if found is None else found[found.lastindex or 0]
 
 
 def _model_of(send: Send) -> str | None:

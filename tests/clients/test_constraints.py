@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 
 import pytest
 from pydantic import BaseModel, Field, field_validator
 
+import myllm
 from myllm.constraints import check, parsed, schema_of
 from myllm.errors import ConstraintNotEnforced, InvalidParameterError
 from myllm.params import build
@@ -79,6 +81,22 @@ def test_an_answer_is_judged(params, good, bad, words):
     assert (caught.value.answer, caught.value.index, caught.value.text) == (answer, 0, bad)
     with pytest.raises(ConstraintNotEnforced):
         check(call("completion", prompt="p", **params), completion(bad))
+
+
+@pytest.mark.parametrize(
+    ("params", "begun", "astray"),
+    [
+        ({"choice": ["definitely", "never"]}, "defin", "I am sorry, but"),
+        ({"json_schema": PERSON}, '\n{"na', "Ann is"),
+        ({"response_format": {"type": "json_object"}}, "", "```json"),
+        ({"json_schema": {"type": "number"}}, "12", "About 12"),
+    ],
+)
+def test_a_cut_off_answer_is_right_while_it_could_become_so(params, begun, astray):
+    """A server that ignores a constraint often goes on until `max_tokens`."""
+    check(call(**params), chat(begun, "length"), VLLM)
+    with pytest.raises(ConstraintNotEnforced, match="begin"):
+        check(call(**params), chat(astray, "length"), VLLM)
 
 
 def test_each_choice_is_judged():
@@ -265,3 +283,39 @@ def test_what_does_not_parse_is_told(answer, words):
     assert words in str(caught.value)
     assert "`Person`" in str(caught.value)
     assert caught.value.answer is answer
+
+
+# --- a real server -----------------------------------------------------------------------------------------
+
+
+BOUNDED = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 5},
+        "age": {"type": "integer", "maximum": 99, "minimum": 0},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("constraint", "judge"),
+    [
+        ({"json_schema": BOUNDED}, lambda text: Person.model_validate_json(text)),
+        ({"regex": "[a-c]{3}-[0-9]{2}"}, lambda text: re.fullmatch("[a-c]{3}-[0-9]{2}", text)),
+        ({"choice": ["definitely", "never"]}, lambda text: text in ("definitely", "never")),
+        (
+            {"grammar": 'root ::= "SELECT " [a-z] " FROM t"'},
+            lambda text: re.fullmatch("SELECT [a-z] FROM t", text),
+        ),
+    ],
+    ids=["json_schema", "regex", "choice", "grammar"],
+)
+def test_a_real_server_obeys_every_spelling(server, constraint, judge):
+    with myllm.Client(server.url, temperature=0.0, max_tokens=64) as client:
+        for text in (
+            client.chat("Describe a person, or say yes.", **constraint).text,
+            client.complete("A person: ", **constraint).text,
+        ):
+            assert judge(text), text

@@ -153,6 +153,22 @@ def test_other_limits_are_no_context_overflow(words):
         (nested("no", param="temperature"), "temperature"),
         ({"object": "error", "message": "no", "param": "n"}, "n"),
         (nested("top_p must be in (0, 1]. (parameter=top_p, value=2)", param=None), "top_p"),
+        (
+            nested(
+                "1 validation error:\n  {'type': 'dict_type', 'loc': 'body.logit_bias', 'msg': 'Input should be …'}"
+            ),
+            "logit_bias",
+        ),
+        (
+            nested(
+                "1 validation error:\n  {'type': 'float_parsing', 'loc': ('body', 'temperature'), 'msg': '…'}"
+            ),
+            "temperature",
+        ),
+        (
+            nested("Field 'n_predict': Value must be between -1 <= value <= 2147483647, but got -2"),
+            "n_predict",
+        ),
         ({"detail": [{"loc": ["body", "stop", 0], "msg": "Input should be a valid string"}]}, "stop"),
         (nested("no"), None),
         ("no", None),
