@@ -41,7 +41,7 @@ def run(answers, name=None):
     ("answers", "dialect", "product", "version", "limit", "questions"),
     [
         ({"/v1/models": "vllm/models.json", "/version": "vllm/version.json"},
-         "vllm", "vLLM 0.32.0", (0, 32, 0), 40960, 2),
+         "vllm", "vLLM 0.32.0", (0, 32, 0), 2048, 2),
         ({"/v1/models": "sglang/models.json", "/server_info": "sglang/server_info.json"},
          "sglang", "SGLang 0.5.4.post1", (0, 5, 4), 131072, 2),
         ({"/v1/models": "llama-server/models.json", "/props": "llama-server/props.json"},
