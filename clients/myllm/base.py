@@ -122,6 +122,7 @@ class BaseClient:
         self.defaults: dict[str, Any] = dict(defaults)
         self.timeout = Timeout() if isinstance(timeout, _Unset) else Timeout.of(timeout)
         self._http = http or HTTPOptions()
+        rate = _positive("requests_per_second", requests_per_second)
         self._max_concurrency = _positive("max_concurrency", max_concurrency, whole=True)
         self._health_interval = _positive("health_interval", health_interval)
         self._coalesce = coalesce
@@ -135,7 +136,7 @@ class BaseClient:
             ),
             dialect=None if dialect == "auto" else get_dialect(dialect),
             max_retries=_checked_retries(max_retries),
-            limiter=None if requests_per_second is None else RateLimiter(requests_per_second),
+            limiter=None if rate is None else RateLimiter(rate),
             hedge_after=_positive("hedge_after", hedge_after),
             headers=checked(headers, "headers"),
             message_policy=checked_policy(message_policy),

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import tenacity
 
-from . import messages
+from . import hooks, messages, tap
 from ._version import __version__
 from .balancer import Balancer, Lease
 from .cache import Cache
@@ -59,7 +59,7 @@ class Route:
         dialect: of all servers; None asks each server what it is.
         hedge_after: seconds without an answer after which another server is asked too; None: never.
         cache: whose rules say what is kept; the drivers do the keeping.
-        roles: message policies found out under "auto", by model.
+        roles: message policies found out under "auto", by model, and when: see `tap.changes`.
     """
 
     balancer: Balancer
@@ -73,7 +73,7 @@ class Route:
     hooks: Sequence[Hook] = ()
     cache: Cache | None = None
     clock: Callable[[], float] = time.monotonic
-    roles: dict[str | None, messages.MessagePolicy] = field(default_factory=dict)
+    roles: dict[tuple[int, str | None], messages.MessagePolicy] = field(default_factory=dict)
 
     @property
     def endpoints(self) -> Sequence[Endpoint]:
@@ -111,10 +111,11 @@ class Job:
     def __init__(self, route: Route, call: Call) -> None:
         self.route = route
         self.call = call
+        self.hooks = (*hooks.everywhere, *route.hooks)
         self.request_id = new_request_id()
         self.started = route.clock()
         self.deadline = None if call.timeout.total is None else self.started + call.timeout.total
-        self.record = CallRecord(call, self.request_id, self.started) if route.hooks else None
+        self.record = CallRecord(call, self.request_id, self.started) if self.hooks else None
         self._tries = 0
         self._tried: dict[Endpoint, MyLLMError] = {}
         self._hedge: Lease | None = None
@@ -124,8 +125,7 @@ class Job:
 
     def run(self, build: Build = _requests, *, stream: bool = False) -> Flow[Done]:
         """Send what a call is made of until it is answered, or may not be tried again."""
-        if self.route.limiter is not None and (wait := self.route.limiter.reserve()) > 0:
-            yield from self._sleep(wait)
+        yield from self._keep_to_the_rate()
         plan: list[WireRequest] = []
         replies: list[Reply] = []
         while True:
@@ -162,13 +162,14 @@ class Job:
 
     def _server(self, lease: Lease) -> Flow[tuple[Dialect, ServerInfo]]:
         """Return what a server is, asking it where that must be known and is not."""
-        route, state = self.route, lease.server
-        if state.info is not None:
-            return route.dialect or get_dialect(state.info.dialect), state.info
-        if route.dialect is not None and not route.dialect.depends_on_server(self.call):
-            return route.dialect, ServerInfo(dialect=route.dialect.name)
-        state.info = yield from self.identify(lease)
-        return route.dialect or get_dialect(state.info.dialect), state.info
+        route, info = self.route, lease.server.info
+        if info is None and route.dialect is not None and not route.dialect.depends_on_server(self.call):
+            info = ServerInfo(dialect=route.dialect.name)
+        elif info is None:
+            info = lease.server.info = yield from self.identify(lease)
+        if self.record is not None:
+            self.record.server = info
+        return route.dialect or get_dialect(info.dialect), info
 
     def identify(self, lease: Lease) -> Flow[ServerInfo]:
         """Ask a server what it is."""
@@ -209,7 +210,7 @@ class Job:
         """Return the call with its messages as the message policy wants them."""
         policy = self.route.message_policy
         if policy == "auto":
-            policy = self.route.roles.get(call.model, "as_is")
+            policy = self.route.roles.get((tap.changes, call.model), "as_is")
         if call.messages is None or policy == "as_is":
             return call
         return replace(call, messages=messages.apply(policy, call.messages))
@@ -219,8 +220,8 @@ class Job:
         if self.route.message_policy != "auto" or self.call.messages is None:
             return False
         wanted = messages.refused_roles(error)
-        model = self.call.model
-        if wanted is None or self.route.roles.get(model) in (wanted, "alternate"):
+        key = tap.changes, self.call.model
+        if wanted is None or self.route.roles.get(key) in (wanted, "alternate"):
             return False
         _log.warning(
             "%s: the model's chat template is strict about roles; from now on the messages are sent under "
@@ -228,7 +229,7 @@ class Job:
             error.endpoint,
             wanted,
         )
-        self.route.roles[model] = wanted
+        self.route.roles[key] = wanted
         return True
 
     def _exchange(self, lease: Lease, request: WireRequest, dialect: Dialect, stream: bool) -> Flow[Reply]:
@@ -292,10 +293,13 @@ class Job:
             deadline=self.deadline,
             stream=stream,
         )
+        _log.debug(
+            "%s %s%s, try %d of %s", request.method, endpoint.url, request.path, self._tries, self.request_id
+        )
         if self.record is not None:
             self.record.attempts += 1
             self.record.endpoint = endpoint.url
-            for hook in self.route.hooks:
+            for hook in self.hooks:
                 hook.sending(self.record, send)
         return send
 
@@ -312,7 +316,7 @@ class Job:
         """Tell the balancer, and the hooks, of a failed try."""
         lease.ended(error)
         if self.record is not None:
-            for hook in self.route.hooks:
+            for hook in self.hooks:
                 hook.failed(self.record, error)
 
     def _wait_before_retry(self, endpoint: Endpoint, error: MyLLMError) -> float:
@@ -341,17 +345,23 @@ class Job:
         _log.debug("%s: %s Next try in %.2f s.", endpoint.url, error, wait)
         return wait
 
-    def _sleep(self, seconds: float) -> Flow[None]:
-        if seconds <= 0:
+    def _keep_to_the_rate(self) -> Flow[None]:
+        if self.route.limiter is None:
             return
-        if self.deadline is not None and self.route.clock() + seconds >= self.deadline:
+        wait = self.route.limiter.reserve(self.call.timeout.total)
+        if wait is None:
             raise RequestTimeoutError(
-                f"`requests_per_second` has no place for this call before its deadline of "
-                f"{self.call.timeout.total:g} s.",
+                f"`requests_per_second={self.route.limiter.per_second:g}` has no place for this call before its "
+                f"deadline of {self.call.timeout.total:g} s.",
                 phase="total",
                 request_id=self.request_id,
             )
-        yield Sleep(seconds=seconds)
+        yield from self._sleep(wait)
+
+    @staticmethod
+    def _sleep(seconds: float) -> Flow[None]:
+        if seconds > 0:
+            yield Sleep(seconds=seconds)
 
     # Whether and when to try again.
 
@@ -386,7 +396,7 @@ class Job:
     def begin(self) -> None:
         """Tell the hooks that the call begins."""
         if self.record is not None:
-            for hook in self.route.hooks:
+            for hook in self.hooks:
                 hook.started(self.record)
                 self._more_headers.update(hook.headers(self.record))
 
@@ -396,14 +406,14 @@ class Job:
             self.record.ended = self.route.clock()
             self.record.answer = answer
             self.record.error = error if isinstance(error, MyLLMError) else None
-            for hook in self.route.hooks:
+            for hook in self.hooks:
                 hook.ended(self.record)
 
     def first_chunk(self) -> None:
         """Tell the hooks that a stream has begun to tell."""
         if self.record is not None:
             self.record.first_chunk = self.route.clock()
-            for hook in self.route.hooks:
+            for hook in self.hooks:
                 hook.first_chunk(self.record)
 
 

@@ -6,8 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from .errors import InvalidParameterError
-
 
 class RetryBudget:
     """Keeps retries from multiplying the load on servers that are failing under it.
@@ -45,19 +43,19 @@ class RateLimiter:
     """Spaces calls out to `per_second` in the long run; up to one second's worth may start at once."""
 
     def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
-        if not per_second > 0:
-            raise InvalidParameterError(
-                f"`requests_per_second={per_second!r}` must be above 0.", param="requests_per_second"
-            )
         self.per_second = per_second
         self._burst = max(1.0, per_second)
         self._clock = clock
         self._full_at = clock()  # when the bucket will be full again, if nothing more is taken
         self._lock = threading.Lock()
 
-    def reserve(self) -> float:
-        """Take the next place and return the seconds until it comes."""
+    def reserve(self, at_most: float | None = None) -> float | None:
+        """Take the next place and return the seconds until it comes; None: it comes after `at_most` seconds."""
         with self._lock:
             now = self._clock()
-            self._full_at = max(self._full_at, now) + 1 / self.per_second
-            return max(0.0, self._full_at - now - self._burst / self.per_second)
+            full_at = max(self._full_at, now) + 1 / self.per_second
+            wait = max(0.0, full_at - now - self._burst / self.per_second)
+            if at_most is not None and wait > at_most:
+                return None
+            self._full_at = full_at
+            return wait

@@ -18,7 +18,7 @@ import httpx
 from .._version import __version__
 from ..balancer import Balancer, Breaker, EndpointStatus, Lease
 from ..endpoints import Endpoint, UrlSpec, resolve_endpoints
-from ..errors import ConnectError, ConnectTimeoutError, MyLLMError, OverloadedError, RequestTimeoutError
+from ..errors import ConnectError, ConnectTimeoutError, InvalidParameterError, MyLLMError, OverloadedError, RequestTimeoutError
 from ..health import HealthProber
 from ..job import new_request_id
 from ..policies import Policy, get_policy
@@ -63,6 +63,10 @@ class _Pool:
         given = [
             one if isinstance(one, Endpoint) else resolve_endpoints(one, api_key)[0] for one in endpoints
         ]
+        if not given:
+            raise InvalidParameterError(
+                "`endpoints` is an empty list: name at least one server.", param="endpoints"
+            )
         self.balancer = Balancer(tuple(given), get_policy(policy), breaker)
         self.timeout = timeout or Timeout(first_byte=None, idle=None)
         self.options = http or HTTPOptions()
