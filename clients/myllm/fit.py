@@ -6,7 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .errors import ContextLengthError, InvalidParameterError, InvalidResponseError, UnsupportedFeatureError
+from .errors import (
+    ContextLengthError,
+    InvalidParameterError,
+    InvalidResponseError,
+    NotFoundError,
+    UnsupportedFeatureError,
+)
 from .flow import answer_flow, models_flow
 from .job import Flow, Route
 from .types import Tokens
@@ -83,7 +89,7 @@ def _fit_text(route: Route, call: Call, tokens: Tokens, room: int, keep: str) ->
 def _text_of(route: Route, call: Call, ids: list[int]) -> Flow[str | None]:
     try:
         answer = yield from answer_flow(route, replace(call, kind="detokenize", prompt=ids))
-    except (UnsupportedFeatureError, InvalidResponseError):
+    except (UnsupportedFeatureError, NotFoundError, InvalidResponseError):
         return None
     text: str = answer.text
     return text
