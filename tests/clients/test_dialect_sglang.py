@@ -41,7 +41,10 @@ def test_its_own_words(wire, client):
     [
         ({"regex": "[A-Z][a-z]+\\."}, {"regex": "[A-Z][a-z]+\\."}),
         ({"grammar": 'root ::= "Paris."'}, {"ebnf": 'root ::= "Paris."'}),
-        ({"choice": ["Paris.", 'a "b"\\\n']}, {"ebnf": 'root ::= "Paris." | "a \\"b\\"\\\\\\n"'}),
+        (
+            {"choice": ["Paris.", " Paris.", 'a "b"\\\n']},
+            {"ebnf": 'root ::= "Paris." | " Paris." | "a \\"b\\"\\\\\\n"'},
+        ),
         ({"response_format": {"type": "text"}}, {"response_format": {"type": "text"}}),
     ],
 )

@@ -78,7 +78,7 @@ class VLLMTokenizer:
 
     dialect = "vllm"
     prefix = ""
-    chat_params = _VLLM_CHAT
+    chat_params: tuple[str, ...] = _VLLM_CHAT
 
     def tokenize(self, call: Call) -> WireRequest:
         """See `TokenizerRoutes.tokenize`."""
