@@ -45,7 +45,7 @@ class HTTPTransport:
         return self._send(action, watch)
 
     def _send(self, action: Send, watch: Callable[[Wire], object] | None) -> Reply:
-        headers, content = _encoded(action)
+        headers, content = encoded(action)
         try:
             exchange = self._connections.open(
                 action.endpoint, action.request.method, action.request.path, headers, content,
@@ -120,7 +120,7 @@ class AsyncHTTPTransport:
         return await self._send(action)
 
     async def _send(self, action: Send) -> Reply:
-        headers, content = _encoded(action)
+        headers, content = encoded(action)
         try:
             exchange = await self._connections.open(
                 action.endpoint, action.request.method, action.request.path, headers, content,
@@ -180,7 +180,12 @@ class AsyncOpenBody:
         self._exchange.abandon()
 
 
-def _encoded(action: Send) -> tuple[Mapping[str, str], bytes | None]:
+def encoded(action: Send) -> tuple[Mapping[str, str], bytes | None]:
+    """Return a request's headers and body as they are sent.
+
+    Raises:
+        InvalidParameterError: the body is nothing that JSON can say.
+    """
     body = action.request.json
     if body is None:
         return action.headers, action.request.content
