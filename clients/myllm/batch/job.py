@@ -20,8 +20,9 @@ from .run import windowed
 
 _SYNC_EVERY = 2.0  # seconds; what a power cut may cost
 _OUTAGE_STATUSES = frozenset({429, 502, 503, 504})
-_TRIES_BESIDE_SUCCESSES = 3
+_OTHERS = 3
 _LONGEST_PAUSE = 5.0  # seconds
+_NOTICE_EVERY = 30.0  # seconds
 
 
 class ServerUnreachable(MyLLMError):
@@ -163,6 +164,7 @@ class Job:
     stopping: bool = False
     _reached: int = 0
     _down_since: float | None = None
+    _next_notice: float = 0.0
 
     async def run(self) -> None:
         """Do what is left; `stopping` makes it draw no further lines.
@@ -210,10 +212,10 @@ class Job:
 
     async def _patiently(self, send: Callable[[], Any]) -> Answer:
         """Make a call, again and again while it is the servers and not the request that fail."""
-        tries = 0
-        pause = 0.5
+        others = 0
+        reached: int | None = None
+        pause = 0.25
         while True:
-            reached = self._reached
             try:
                 answer: Answer = await send()
             except MyLLMError as exc:
@@ -221,30 +223,43 @@ class Job:
                     if isinstance(exc, APIStatusError | InvalidResponseError):
                         self._note_reached()
                     raise
-                # Others get through meanwhile: then it may be this request that brings servers down.
-                tries += self._reached > reached
-                if tries >= _TRIES_BESIDE_SUCCESSES:
+                # Between two failures of this request others got through: it may be the one to blame.
+                others += reached is not None and self._reached > reached
+                reached = self._reached
+                if others >= _OTHERS:
                     raise
-                self._note_outage(exc)
+                if self._too_long(exc):
+                    if others and await self._alive():
+                        raise
+                    raise ServerUnreachable(str(exc), endpoint=exc.endpoint) from exc
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 self._note_reached()
                 return answer
 
+    async def _alive(self) -> bool:
+        """Whether a server answers at all."""
+        try:
+            await self.client.models(timeout=_LONGEST_PAUSE)
+        except MyLLMError:
+            return False
+        return True
+
     def _note_reached(self) -> None:
         self._reached += 1
         self._down_since = None
 
-    def _note_outage(self, exc: MyLLMError) -> None:
+    def _too_long(self, exc: MyLLMError) -> bool:
+        """Note an outage; whether it has lasted long enough to give up."""
         now = time.monotonic()
         patience = self.wait if self.wait is not None else 60.0 if self._reached else 0.0
         if self._down_since is None:
             self._down_since = now
-            if patience:
+            if patience and now >= self._next_notice:
+                self._next_notice = now + _NOTICE_EVERY
                 self.notice(f"{exc} Trying again for {patience:g} s.")
-        if self.stopping or now - self._down_since >= patience:
-            raise ServerUnreachable(str(exc), endpoint=exc.endpoint) from exc
+        return self.stopping or now - self._down_since >= patience
 
     def _write(self, line: InputLine, result: Answer | Exception | None) -> None:
         if result is None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from .. import params as parameters
 from ..errors import InvalidParameterError
+from ..options import RequestOptions
 from ..types import Answer
 from ..wire import Kind
 
@@ -23,7 +24,7 @@ URLS: dict[str, tuple[Kind, str]] = {
 """What a line of a batch file may ask for, and the field of its body that holds the subject."""
 _KINDS: dict[str, Kind] = {subject: kind for kind, subject in URLS.values()}
 _LINE_FIELDS = ("custom_id", "method", "url", "body")
-_CALL_OPTIONS = frozenset({"model", "timeout", "extra_body", "extra_headers", "session", "cache"})
+_CALL_OPTIONS = frozenset(RequestOptions.__annotations__)
 
 
 Call = Callable[..., Awaitable[Answer]]
@@ -43,6 +44,10 @@ class AsyncCaller(Protocol):
     @property
     def embed(self) -> Call:
         """Embed texts."""
+
+    @property
+    def models(self) -> Callable[..., Awaitable[Any]]:
+        """Ask which models are served."""
 
     def close(self) -> Awaitable[None]:
         """Close the connections."""
@@ -124,7 +129,8 @@ def _read_options(request: Mapping[str, Any], shared: Mapping[str, Any]) -> Requ
         )
     (subject,) = subjects
     own = {name: value for name, value in request.items() if name not in (subject, "custom_id")}
-    return Request(kind=_KINDS[subject], subject=request[subject], options=_merged(shared, own))
+    kind = _KINDS[subject]
+    return Request(kind=kind, subject=request[subject], options=_merged(kind, shared, own))
 
 
 def _read_line(line: Mapping[str, Any], shared: Mapping[str, Any]) -> Request:
@@ -148,26 +154,28 @@ def _read_line(line: Mapping[str, Any], shared: Mapping[str, Any]) -> Request:
             param="body",
         )
     own = {name: value for name, value in body.items() if name != subject}
-    if own.get("stream") is False:
-        del own["stream"]  # what a batch does anyway
-    elif "stream" in own:
+    for name, usual in (("stream", False), ("encoding_format", "float")):
+        if own.get(name) == usual:
+            del own[name]  # what happens anyway
+    if own.get("stream") is not None:
         raise InvalidParameterError(
             f"`stream={own['stream']!r}`: the answers of a batch are not streamed. Leave it out.",
             param="stream",
         )
     # In OpenAI's API a null is a field that is not there.
     own = {name: value for name, value in own.items() if value is not None}
-    return Request(kind=kind, subject=body[subject], options=_merged(shared, own))
+    return Request(kind=kind, subject=body[subject], options=_merged(kind, shared, own))
 
 
-def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(kind: Kind, shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """Put a request's own options over the shared ones, whichever of a parameter's names each has."""
+    if kind == "embedding":
+        return {**shared, **own}  # it has no parameters
     merged: dict[str, Any] = {}
     for layer in (shared, own):
-        merged.update({name: value for name, value in layer.items() if name in _CALL_OPTIONS})
-        merged.update(
-            parameters.canonical({name: value for name, value in layer.items() if name not in _CALL_OPTIONS})
-        )
+        options = {name: value for name, value in layer.items() if name in _CALL_OPTIONS}
+        named = {name: value for name, value in layer.items() if name not in _CALL_OPTIONS}
+        merged |= options | parameters.canonical(named)
     return merged
 
 

@@ -8,19 +8,19 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from .. import types
 from ..errors import InvalidParameterError
+from ..types import Answer, ChatCompletion, Completion, Detokenized, Embeddings, Tokens
 from ..wire import Call, Kind
 
 _FORMAT = 1
 """Of keys and values: a release that writes others raises it, and then finds nothing of the old ones."""
 _FINISHED = frozenset({"stop", "length", "tool_calls", "function_call"})
-_ANSWERS: dict[Kind, str] = {
-    "chat": "ChatCompletion",
-    "completion": "Completion",
-    "embedding": "Embeddings",
-    "tokenize": "Tokens",
-    "detokenize": "Detokenized",
+_ANSWERS: dict[Kind, type[Answer]] = {
+    "chat": ChatCompletion,
+    "completion": Completion,
+    "embedding": Embeddings,
+    "tokenize": Tokens,
+    "detokenize": Detokenized,
 }
 
 
@@ -67,7 +67,7 @@ def is_cacheable(call: Call, *, sampled: bool) -> bool:
     return sampled or call.params.temperature == 0 or call.params.seed is not None
 
 
-def is_complete(answer: types.Answer) -> bool:
+def is_complete(answer: Answer) -> bool:
     """Whether the model finished: every choice ended by itself, by its length or with a tool call."""
     choices = getattr(answer, "choices", None)
     if choices is None:
@@ -75,7 +75,7 @@ def is_complete(answer: types.Answer) -> bool:
     return bool(choices) and all(choice.finish_reason in _FINISHED for choice in choices)
 
 
-def dump(answer: types.Answer) -> bytes:
+def dump(answer: Answer) -> bytes:
     """Return an answer as bytes for `Cache.put`: JSON, compressed; `load` gives it back."""
     content = {
         "answer": answer.model_dump(),
@@ -95,8 +95,7 @@ def load(kind: Kind, stored: bytes) -> Any:
     """
     try:
         content = json.loads(zlib.decompress(stored))
-        cls: type[types.Answer] = getattr(types, _ANSWERS[kind])
-        answer = cls.model_validate(content["answer"])
+        answer = _ANSWERS[kind].model_validate(content["answer"])
         answer._raw = content["raw"]
         answer._request_id, answer._endpoint = content["request_id"], content["endpoint"]
     except (zlib.error, KeyError, TypeError) as exc:

@@ -263,7 +263,7 @@ def _source(name: str) -> IO[bytes]:
         BatchFileError: it cannot be read.
     """
     try:
-        file = sys.stdin.buffer if name == "-" else Path(name).open("rb")
+        file = sys.stdin.buffer if name == "-" else Path(name).open("rb")  # noqa: SIM115 - the caller closes it
         if name != "-" and file.seekable():
             return file
         copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
@@ -305,7 +305,7 @@ def _sinks(settings: _Settings, stack: ExitStack) -> tuple[Sink, Sink]:
 def _sink(path: Path | None) -> Sink:
     if path is None:
         return StreamSink(sys.stdout.buffer)
-    return LineFile(path) if is_regular(path) else StreamSink(path.open("wb"))  # noqa: SIM115
+    return LineFile(path) if is_regular(path) else StreamSink(path.open("wb"))
 
 
 def _summary(settings: _Settings, status: str, plan: Plan, job: Job, seconds: float) -> dict[str, Any]:
