@@ -11,6 +11,7 @@ from . import params as parameters
 from .balancer import Balancer, Breaker, EndpointStatus
 from .cache import Cache, cache_key, is_cacheable
 from .dialects import Dialect, get_dialect
+from .dialects.tokenizers import SHAPING
 from .endpoints import Endpoint, UrlSpec, resolve_endpoints
 from .errors import InvalidParameterError
 from .headers import checked
@@ -34,6 +35,8 @@ class _Unset:
 
 
 UNSET = _Unset()
+EMBEDDING = ("user", "truncate_prompt_tokens")
+"""The parameters that an embedding call takes."""
 _REQUEST_OPTIONS = ("model", "timeout", "extra_body", "extra_headers", "session", "cache")
 
 
@@ -217,7 +220,7 @@ class BaseClient:
             params=(
                 parameters.build(params, self._defaults)
                 if kind in ("chat", "completion")
-                else _no_parameters(kind, params)
+                else _few_parameters(kind, params)
             ),
             prompt=_checked_prompt(subject) if kind == "completion" else None,
             messages=checked_messages(subject) if kind == "chat" else None,
@@ -238,7 +241,11 @@ class BaseClient:
             raise InvalidParameterError(
                 "`texts` must be a text, or a list of at least one text.", param="texts"
             )
-        return replace(self._call("embedding", None, given), inputs=inputs)
+        extra = dict(given.get("extra_body") or ())
+        if given.get("dimensions") is not None:
+            extra["dimensions"] = given["dimensions"]
+        options = {name: value for name, value in given.items() if name != "dimensions"}
+        return replace(self._call("embedding", None, {**options, "extra_body": extra}), inputs=inputs)
 
     def _tokenize_call(self, subject: Any, given: Mapping[str, Any]) -> Call:
         call = self._call("tokenize", None, given)
@@ -310,14 +317,15 @@ class EndpointTable(list[EndpointStatus]):
         )
 
 
-def _no_parameters(kind: Kind, given: Mapping[str, Any]) -> parameters.Parameters:
+def _few_parameters(kind: Kind, given: Mapping[str, Any]) -> parameters.Parameters:
+    """Return the parameters of a call that generates nothing."""
+    known = {"tokenize": SHAPING, "embedding": EMBEDDING}.get(kind, ())
     for name in given:
-        if name in parameters.KNOWN_NAMES:
+        if name in parameters.KNOWN_NAMES and name not in known:
             raise InvalidParameterError(
                 f"`{name}` says how to generate, and this call ({kind}) generates nothing.", param=name
             )
-        raise parameters.unknown_parameter(name)
-    return parameters.NOTHING
+    return parameters.build(given)
 
 
 def _checked_retries(max_retries: int) -> int:

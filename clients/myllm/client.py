@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, Unpack
 
 from pydantic import BaseModel
 
 from . import constraints
 from .base import UNSET, BaseClient, _Unset
+from .batch import BatchResult, abatch, batch
 from .cache import dump
 from .coalesce import AsyncCoalescer, Coalescer
 from .errors import InvalidParameterError, MyLLMError, RequestTimeoutError
 from .fit import fit_flow
 from .flow import Opened, answer_flow, models_flow, server_flow, stream_flow
-from .health import HealthProber
 from .job import Flow
-from .options import CallOptions, RequestOptions, TimeoutLike
+from .options import CallOptions, EmbedOptions, RequestOptions, TimeoutLike, TokenizeOptions
 from .params import SHAPES
 from .stream import AsyncStoredBody, AsyncStream, AsyncStreamOpening, StoredBody, Stream
+from .transport.health import HealthProber
 from .transport.hedge import async_send_hedged, send_hedged
 from .transport.http import AsyncHTTPTransport, HTTPTransport
 from .types import (
@@ -91,12 +92,12 @@ class Client(BaseClient):
         answer = self.chat(messages, **_with_schema(options, model_class))
         return constraints.parsed(model_class, answer)
 
-    def embed(self, texts: str | Sequence[str], **options: Unpack[RequestOptions]) -> Embeddings:
+    def embed(self, texts: str | Sequence[str], **options: Unpack[EmbedOptions]) -> Embeddings:
         """Return the vectors of texts: `.vectors`, in the texts' order."""
         answer: Embeddings = self._answer(self._embed_call(texts, options))
         return answer
 
-    def tokenize(self, subject: Messages, **options: Unpack[RequestOptions]) -> Tokens:
+    def tokenize(self, subject: Messages, **options: Unpack[TokenizeOptions]) -> Tokens:
         """Return the tokens of a text, or of a conversation as the model would see it."""
         answer: Tokens = self._answer(self._tokenize_call(subject, options))
         return answer
@@ -107,7 +108,7 @@ class Client(BaseClient):
         return answer.text
 
     def fit(
-        self, subject: Messages, max_tokens: int, *, keep: str = "end", **options: Unpack[RequestOptions]
+        self, subject: Messages, max_tokens: int, *, keep: str = "end", **options: Unpack[TokenizeOptions]
     ) -> Any:
         """Shorten a text or a conversation so that it and `max_tokens` more tokens fit the model's context.
 
@@ -120,6 +121,29 @@ class Client(BaseClient):
             UnsupportedFeatureError: the server has no tokenizer endpoint.
         """
         return self._run(fit_flow(self._route, self._tokenize_call(subject, options), max_tokens, keep))
+
+    def batch(
+        self,
+        requests: Iterable[Any],
+        *,
+        concurrency: int = 64,
+        ordered: bool = True,
+        progress: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> Generator[BatchResult, None, None]:
+        """Answer many requests, `concurrency` at a time, and yield a `BatchResult` for each.
+
+        See `myllm.batch.batch`. The calls go over connections of their own, under this client's policy,
+        breaker, cache and limits; leaving the loop early cancels those on their way.
+        """
+        return batch(
+            lambda: AsyncClient._sharing(self),
+            requests,
+            concurrency=concurrency,
+            ordered=ordered,
+            progress=progress,
+            **options,
+        )
 
     def models(self, *, timeout: _Unset | TimeoutLike = UNSET) -> list[ModelInfo]:
         """Return the models that the server serves."""
@@ -210,9 +234,20 @@ class AsyncClient(BaseClient):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._connect(self._health_interval)
+
+    def _connect(self, health_interval: float | None) -> None:
         self._transport = AsyncHTTPTransport(self._http, self._max_concurrency)
         self._coalescer = AsyncCoalescer()
-        self._prober = HealthProber(self._route.balancer, self._health_interval, self._http)
+        self._prober = HealthProber(self._route.balancer, health_interval, self._http)
+
+    @classmethod
+    def _sharing(cls, other: BaseClient) -> AsyncClient:
+        """Return a client with another one's settings, servers, limits and cache."""
+        twin = cls.__new__(cls)
+        twin.__dict__.update(other.__dict__)
+        twin._connect(None)
+        return twin
 
     async def chat(self, messages: Messages, **options: Unpack[CallOptions]) -> ChatCompletion:
         """See `Client.chat`."""
@@ -243,12 +278,12 @@ class AsyncClient(BaseClient):
         answer = await self.chat(messages, **_with_schema(options, model_class))
         return constraints.parsed(model_class, answer)
 
-    async def embed(self, texts: str | Sequence[str], **options: Unpack[RequestOptions]) -> Embeddings:
+    async def embed(self, texts: str | Sequence[str], **options: Unpack[EmbedOptions]) -> Embeddings:
         """See `Client.embed`."""
         answer: Embeddings = await self._answer(self._embed_call(texts, options))
         return answer
 
-    async def tokenize(self, subject: Messages, **options: Unpack[RequestOptions]) -> Tokens:
+    async def tokenize(self, subject: Messages, **options: Unpack[TokenizeOptions]) -> Tokens:
         """See `Client.tokenize`."""
         answer: Tokens = await self._answer(self._tokenize_call(subject, options))
         return answer
@@ -259,10 +294,22 @@ class AsyncClient(BaseClient):
         return answer.text
 
     async def fit(
-        self, subject: Messages, max_tokens: int, *, keep: str = "end", **options: Unpack[RequestOptions]
+        self, subject: Messages, max_tokens: int, *, keep: str = "end", **options: Unpack[TokenizeOptions]
     ) -> Any:
         """See `Client.fit`."""
         return await self._run(fit_flow(self._route, self._tokenize_call(subject, options), max_tokens, keep))
+
+    def batch(
+        self,
+        requests: Iterable[Any],
+        *,
+        concurrency: int = 64,
+        ordered: bool = True,
+        progress: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> AsyncGenerator[BatchResult, None]:
+        """See `Client.batch`; `async for` the results. `requests` may be an asynchronous iterable too."""
+        return abatch(self, requests, concurrency=concurrency, ordered=ordered, progress=progress, **options)
 
     async def models(self, *, timeout: _Unset | TimeoutLike = UNSET) -> list[ModelInfo]:
         """See `Client.models`."""

@@ -145,8 +145,8 @@ def _turns(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[l
 
 def _too_long(prompt_tokens: int, max_tokens: int, limit: int) -> ContextLengthError:
     error = ContextLengthError(
-        f"{prompt_tokens} tokens of prompt that cannot be shortened, and `max_tokens={max_tokens}` more, do not "
-        f"fit the model's context of {limit}.",
+        f"{prompt_tokens} tokens of prompt that cannot be shortened, and `max_tokens={max_tokens}` more, do "
+        f"not fit the model's context of {limit}.",
         hint="Shorten the last message, or lower `max_tokens`.",
     )
     error.prompt_tokens, error.max_tokens, error.limit = prompt_tokens, max_tokens, limit

@@ -22,12 +22,13 @@ from .cache import Cache
 from .diagnosis import error_from_reply
 from .dialects import Dialect, get_dialect
 from .dialects._base import load_json
-from .dialects.detect import detect
+from .dialects.detect import UndecidedError, detect
 from .endpoints import Endpoint
 from .errors import (
     AllEndpointsDown,
     APIStatusError,
     ConnectError,
+    ContextLengthError,
     InvalidResponseError,
     MyLLMError,
     NotFoundError,
@@ -175,17 +176,19 @@ class Job:
         """Ask a server what it is."""
         known = self.route.dialect.name if self.route.dialect is not None else None
         questions = detect(known)
-        try:
-            request = next(questions)
-            while True:
-                reply = yield self._send(lease.endpoint, request)
-                assert isinstance(reply, Reply)
-                if reply.status in RETRIED_STATUSES or reply.status in (401, 403):
-                    raise self._refusal(lease, reply, get_dialect("openai"))
-                request = questions.send(reply)
-        except StopIteration as stop:
-            info: ServerInfo = stop.value
-            return info
+        answered: Reply | None = None
+        while True:
+            try:
+                with located(lease.endpoint.url, self.request_id):
+                    request = next(questions) if answered is None else questions.send(answered)
+            except StopIteration as stop:
+                info: ServerInfo = stop.value
+                return info
+            except UndecidedError as exc:
+                raise self._refusal(lease, exc.reply, get_dialect("openai")) from None
+            reply = yield self._send(lease.endpoint, request)
+            assert isinstance(reply, Reply)
+            answered = reply
 
     def _named(self, lease: Lease, dialect: Dialect, server: ServerInfo) -> Flow[Call]:
         """Return the call with a model's name."""
@@ -258,7 +261,8 @@ class Job:
 
     def _refusal(self, lease: Lease, reply: Reply, dialect: Dialect) -> APIStatusError:
         assert reply.send is not None
-        error = error_from_reply(reply.send, reply, dialect, self.request_id)
+        served = [model.id for model in lease.server.info.models] if lease.server.info else ()
+        error = error_from_reply(reply.send, reply, dialect, self.request_id, served)
         if isinstance(error, NotFoundError):
             lease.server.info = lease.server.model = None  # it may serve another model by now
         return error
@@ -351,8 +355,8 @@ class Job:
         wait = self.route.limiter.reserve(self.call.timeout.total)
         if wait is None:
             raise RequestTimeoutError(
-                f"`requests_per_second={self.route.limiter.per_second:g}` has no place for this call before its "
-                f"deadline of {self.call.timeout.total:g} s.",
+                f"`requests_per_second={self.route.limiter.per_second:g}` has no place for this call before "
+                f"its deadline of {self.call.timeout.total:g} s.",
                 phase="total",
                 request_id=self.request_id,
             )
@@ -443,6 +447,8 @@ def is_retryable(error: BaseException) -> bool:
         return True
     if isinstance(error, RequestTimeoutError):
         return False  # It had its time; asking again would double it and leave two requests running.
+    if isinstance(error, ContextLengthError):
+        return False  # llama-cpp-python says 500 for it
     return isinstance(error, MyLLMError) and error.status in RETRIED_STATUSES
 
 
@@ -451,7 +457,7 @@ _backoff = tenacity.wait_exponential(multiplier=0.25, max=8.0) + tenacity.wait_r
 
 def new_request_id() -> str:
     """Return a fresh request id, sent as `X-Request-Id`."""
-    return f"myllm-{uuid.uuid4().hex[:24]}"
+    return uuid.uuid4().hex  # llama-cpp-python's server answers 400 to any id that is no UUID
 
 
 def model_list(reply: Reply, endpoint: str, request_id: str) -> list[ModelInfo]:

@@ -50,7 +50,7 @@ class RateLimiter:
         self._lock = threading.Lock()
 
     def reserve(self, at_most: float | None = None) -> float | None:
-        """Take the next place and return the seconds until it comes; None: it comes after `at_most` seconds."""
+        """Take the next place and return the seconds until it comes; None: that is more than `at_most`."""
         with self._lock:
             now = self._clock()
             full_at = max(self._full_at, now) + 1 / self.per_second

@@ -35,6 +35,27 @@ class RequestOptions(TypedDict, total=False):
     cache: bool
 
 
+class EmbedOptions(RequestOptions, total=False):
+    """What an embedding call takes; `dimensions` of each vector, where the model can shorten them."""
+
+    dimensions: int | None
+    truncate_prompt_tokens: int | None
+    user: str | None
+
+
+class TokenizeOptions(RequestOptions, total=False):
+    """What a call of the tokenizer takes: whatever changes what the prompt is."""
+
+    add_special_tokens: bool | None
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    chat_template: str | None
+    chat_template_kwargs: Mapping[str, Any] | None
+    documents: Sequence[Mapping[str, Any]] | None
+    tools: Sequence[Mapping[str, Any]] | None
+    reasoning_effort: str | None
+
+
 class CallOptions(RequestOptions, total=False):
     """What a chat or completion call takes."""
 

@@ -166,7 +166,7 @@ class Exchange:
             return b"".join(self)
 
     def finish(self, seconds: float) -> None:
-        """Read the end of a body that has told all it has to tell, so that its connection can be used again."""
+        """Read the end of a body that has told everything, so that its connection can be used again."""
         self._line.waits.cut(seconds)
         try:
             for _ in self:

@@ -18,11 +18,18 @@ import httpx
 from .._version import __version__
 from ..balancer import Balancer, Breaker, EndpointStatus, Lease
 from ..endpoints import Endpoint, UrlSpec, resolve_endpoints
-from ..errors import ConnectError, ConnectTimeoutError, InvalidParameterError, MyLLMError, OverloadedError, RequestTimeoutError
-from ..health import HealthProber
+from ..errors import (
+    ConnectError,
+    ConnectTimeoutError,
+    InvalidParameterError,
+    MyLLMError,
+    OverloadedError,
+    RequestTimeoutError,
+)
 from ..job import new_request_id
 from ..policies import Policy, get_policy
 from ..wire import Reply, Send, Timeout, WireRequest
+from .health import HealthProber
 from .http import AsyncHTTPTransport, HTTPTransport
 from .options import HTTPOptions
 

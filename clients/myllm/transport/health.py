@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 import weakref
 
-from . import tap
-from ._version import __version__
-from .balancer import Balancer
-from .endpoints import Endpoint
-from .errors import ConnectError, MyLLMError, OverloadedError, RequestTimeoutError
-from .transport.http import HTTPTransport
-from .transport.options import HTTPOptions
-from .wire import Send, Timeout, WireRequest
+from .. import tap
+from .._version import __version__
+from ..balancer import Balancer
+from ..endpoints import Endpoint
+from ..errors import ConnectError, MyLLMError, OverloadedError, RequestTimeoutError
+from ..wire import Send, Timeout, WireRequest
+from .http import HTTPTransport
+from .options import HTTPOptions
 
 PROBE_TIMEOUT = 2.0
 """Seconds that a server gets to answer a probe; less when the interval is shorter."""
