@@ -1,27 +1,66 @@
-"""Assembly of the commands: each is an entry point, so that the engine's is found without importing it."""
+"""Assembly of the commands: each is an entry point, loaded when it is used or when help lists it.
+
+So `myllm serve` does not load the SDK, nor `myllm chat` the engine, and a command that cannot be loaded is
+no harm to the others.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from .._version import __version__
+
+_GROUP = "myllm.commands"
+_CONTEXT: dict[Any, Any] = {"help_option_names": ["-h", "--help"]}
 
 
 def build() -> typer.Typer:
     """Return the application with every installed command."""
     app = typer.Typer(
         name="myllm",
+        cls=_Commands,
         help="Serve a language model, and talk to the servers you run.",
+        epilog="`myllm COMMAND --help` explains a command, with examples.",
         no_args_is_help=True,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings=_CONTEXT,
         pretty_exceptions_enable=False,
     )
     app.callback()(_root)
-    for command in sorted(importlib.metadata.entry_points(group="myllm.commands"), key=lambda c: c.name):
-        app.command(command.name)(command.load())
     return app
+
+
+class _Commands(TyperGroup):
+    """Finds commands by name among the entry points."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the commands' names."""
+        return sorted({command.name for command in importlib.metadata.entry_points(group=_GROUP)})
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Load a command; None where there is none of that name."""
+        for command in importlib.metadata.entry_points(group=_GROUP, name=cmd_name):
+            app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            try:
+                callback = command.load()
+            except ImportError as exc:
+                callback = _unloadable(cmd_name, str(exc))
+            app.command(cmd_name, context_settings=_CONTEXT)(callback)
+            return get_command(app)
+        return None
+
+
+def _unloadable(name: str, why: str) -> Any:
+    def command() -> None:
+        typer.echo(f"myllm {name}: {why}", err=True)
+        raise typer.Exit(1)
+
+    command.__doc__ = f"(Not usable: {why})"
+    return command
 
 
 def _version(value: bool) -> None:

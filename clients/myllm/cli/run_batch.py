@@ -135,8 +135,10 @@ def run_batch(
       {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions",
        "body": {"messages": [{"role": "user", "content": "Hello"}]}}
 
-    The url may also be /v1/completions or /v1/embeddings. Every request becomes one line of the output or,
-    if it fails, of the errors file. A run that was stopped or killed goes on where it was when the same
+    The url may also be /v1/completions or /v1/embeddings. Every request
+    becomes one line of the output or, if it fails, of the errors file.
+
+    A run that was stopped or killed goes on where it was when the same
     command is run again, and tries again what has failed.
 
     \b
