@@ -12,10 +12,10 @@ chat endpoint with the parameters given here or in the call, and nothing else; `
 call, with the old clients' defaults.
 
 Nothing secret is saved: neither JSON files nor pickles (`program.save(folder, save_program=True)`, joblib,
-multiprocessing) hold the API key, headers, proxy or password of an LM. A loaded LM takes its key from
-`MYLLM_API_KEY`, as worker processes do, which inherit it; what else it needs, set with a new LM
-(`program.set_lm(…)`). `copy()`, `copy.deepcopy` and a program's `deepcopy()` stay in the process and keep
-everything.
+multiprocessing) hold the API key, headers, proxy or password of an LM, and none has its `hooks`, which, like
+DSPy's callbacks, belong to the process. A loaded LM takes its key from `MYLLM_API_KEY`, as worker processes
+do, which inherit it; what else it needs, set with a new LM (`program.set_lm(…)`). `copy()`, `copy.deepcopy`
+and a program's `deepcopy()` stay in the process and keep everything.
 
 DSPy's cache knows an answer by model, messages and parameters, not by server: two servers that serve
 different models under one name want `cache=False`, or names of their own.
@@ -57,7 +57,7 @@ _LM_OPTIONS = frozenset(inspect.signature(dspy.LM.__init__).parameters) - {
     "kwargs",
 }  # fmt: skip
 # What says where and how to connect: of both kinds of LM, and of each.
-_CONNECTION = frozenset({"timeout", "headers", "max_retries"})
+_CONNECTION = compat.CLIENT_OPTIONS - {"cache"}  # which is DSPy's own here
 _OF_CLIENT = _CONNECTION | {"http", "endpoints"}
 _OF_OLD = _CONNECTION | {"api_key", "http_request_kwargs", "model_type", "system_prompt"}
 _MISPLACED = (_OF_CLIENT | _OF_OLD | {"base_url", "url", "port", "dialect"}) - {"model_type", "system_prompt"}
@@ -109,10 +109,9 @@ class ServerLM(dspy.LM):
 
     def _fan_out(self, prompt: Any, kwargs: Mapping[str, Any]) -> AbstractContextManager[None]:
         wanted = kwargs.get("n", self.kwargs.get("n")) or 1
-        # A `Request` is for one response. TGI's chat answers one choice whatever `n` is, and a stream has
-        # one: there DSPy asks n times.
+        # A `Request` is for one response, and a stream has one: there DSPy asks n times.
         alone = isinstance(prompt, lm15.Request) or "request" in kwargs
-        alone = alone or self.client.dialect == "tgi" or dspy.settings.send_stream is not None  # type: ignore[attr-defined]
+        alone = alone or dspy.settings.send_stream is not None  # type: ignore[attr-defined]
         return fan_out(wanted if isinstance(wanted, int) and not alone else 1)
 
     def copy(self, **kwargs: Any) -> ServerLM:
@@ -181,9 +180,10 @@ class Client(ServerLM):
     Args:
         model: the served model's name.
         base_url, api_key, dialect, **kwargs: as `myllm.Client` takes them (`timeout`, `headers`, `http`,
-            `endpoints`, `max_retries` and default parameters), and as `dspy.LM` does (`cache`, `num_retries`,
-            `callbacks`, …); `extra_body` holds fields that every request sends as they are. Saved programs
-            and pickles have no `api_key`, `headers`, proxy and password: see the top of this module.
+            `endpoints`, `policy`, `max_retries`, … and default parameters, constraints too), and as `dspy.LM`
+            does (`cache`, which is DSPy's, `num_retries`, `callbacks`, …); `extra_body` holds fields that
+            every request sends as they are. Saved programs and pickles have no `api_key`, `headers`, `hooks`,
+            proxy and password: see the top of this module.
         supports: what the model can do, as `dspy.lm15.ModelSupport` (or its fields as a dict):
             `function_calling`, `reasoning`, `response_schema`. DSPy then uses the server's tools, reasoning
             and structured outputs; what is not stated is not used.
@@ -198,7 +198,7 @@ class Client(ServerLM):
         base_url: UrlSpec | None = None,
         *,
         api_key: str | None = None,
-        dialect: str | Dialect = "vllm",
+        dialect: str | Dialect = "auto",
         supports: lm15.ModelSupport | Mapping[str, bool] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -219,7 +219,7 @@ _INSTEAD = {
 
 
 # What `_generate` takes beside parameters.
-_ASIDE = frozenset({"extra_body", "system_prompt", "timeout"})
+_ASIDE = compat.CALL_OPTIONS | {"system_prompt"}
 
 
 class HFClientLM(ServerLM):
@@ -245,7 +245,7 @@ class HFClientLM(ServerLM):
         Args:
             prompt: the text to continue.
             **kwargs: parameters that go before this LM's, which go before the old client's defaults;
-                `extra_body`, `system_prompt` and `timeout` too.
+                `system_prompt`, and the options of a `myllm.Client`'s call (`timeout`, `extra_body`, …), too.
 
         Returns:
             `{"prompt": prompt, "choices": [{"text": …}, …], …}`; see `myllm.HFClientVLLM._generate`.
@@ -302,10 +302,10 @@ class HFClientVLLM(HFClientLM):
         model: the served model's name.
         port: a port, or several: the servers take turns, and a dead one's calls go to the next.
         url: where the servers are; see `myllm.HFClientVLLM`.
-        **kwargs: `api_key`, `timeout`, `headers`, `max_retries`, `http_request_kwargs`, `model_type` ("auto",
-            "chat", "text") and `system_prompt` (these two concern `_generate` alone) as
+        **kwargs: `api_key`, `timeout`, `headers`, `max_retries`, `policy`, …, `http_request_kwargs`,
+            `model_type` ("auto", "chat", "text") and `system_prompt` (these two concern `_generate` alone) as
             `myllm.HFClientVLLM` takes them; `supports`, `extra_body`, default parameters and `dspy.LM`'s
-            settings as `Client` does.
+            settings (`cache` is one of them) as `Client` does.
 
     Raises:
         UnknownParameterError, InvalidParameterError: an argument is not understood.

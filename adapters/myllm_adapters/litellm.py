@@ -8,8 +8,9 @@
 
 Works with `completion`, `acompletion`, `text_completion`, `atext_completion`, streaming or not, `Router`,
 fallbacks, caching and callbacks. Beside LiteLLM's own arguments every parameter of
-`myllm.params.Parameters` is one (`top_k=…`, `min_p=…`), and `dialect="tgi"` speaks to a TGI server; an
-unknown name is refused. `api_base` defaults to `MYLLM_BASE_URL`, then `OPENAI_BASE_URL`, then
+`myllm.params.Parameters` is one (`top_k=…`, `min_p=…`, the constraints `json_schema=`, `regex=`, `choice=`,
+`grammar=`), and an unknown name is refused. Each server is asked once what it is; `dialect="vllm"` (or "tgi",
+…) says it. `api_base` defaults to `MYLLM_BASE_URL`, then `OPENAI_BASE_URL`, then
 http://localhost:8000, `api_key` to `MYLLM_API_KEY`; `ssl_verify` (False, or a CA bundle) to the environment's
 `SSL_VERIFY`, then `litellm.ssl_verify`. Retries are LiteLLM's (`num_retries=`), there are none underneath.
 
@@ -165,7 +166,7 @@ class _Job:
         # retries by itself.
         for name in ("stream", "stream_options", "max_retries"):
             options.pop(name, None)
-        dialect = options.pop("dialect", "vllm")
+        dialect = options.pop("dialect", "auto")
         settings = request.get("litellm_params") or {}
         is_text = bool(settings.get("text_completion"))
         messages = request["messages"]

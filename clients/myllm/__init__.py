@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .balancer import Breaker, EndpointStatus
     from .cache import Cache
     from .client import AsyncClient, Client
-    from .compat import HFClientTGI, HFClientVLLM
+    from .compat import HFClientSGLang, HFClientTGI, HFClientVLLM
     from .endpoints import Endpoint
     from .errors import (
         AllEndpointsDown,
@@ -73,6 +73,7 @@ _HOMES = {
         "Client",
     ),
     "compat": (
+        "HFClientSGLang",
         "HFClientTGI",
         "HFClientVLLM",
     ),
@@ -158,6 +159,7 @@ __all__ = [
     "Embeddings",
     "Endpoint",
     "EndpointStatus",
+    "HFClientSGLang",
     "HFClientTGI",
     "HFClientVLLM",
     "HTTPOptions",

@@ -1,9 +1,10 @@
-"""DSPy's old clients, working again: `HFClientVLLM` and `HFClientTGI`.
+"""DSPy's old clients, working again: `HFClientVLLM`, `HFClientTGI` and `HFClientSGLang`.
 
 They keep the interface of DSPy 2.4/2.5 (`dsp/modules/hf_client.py` at v2.4.12): constructor, `kwargs`,
 `_generate`, `__call__`, `request`, `history`, `inspect_history`, `copy`. What was wrong with the old ones is
-mended: unknown parameters are refused instead of dropped, errors are typed, waits end, and nothing is
-printed or retried behind the caller's back. New code may use `.client`, which is a `myllm.Client`.
+mended: unknown parameters are refused instead of dropped, errors are typed, waits end, answers are cached
+only when asked for, and nothing is printed behind the caller's back. New code may use `.client`, which is a
+`myllm.Client`.
 
 For DSPy 3 itself use `myllm_adapters.dspy`, whose classes of the same names are LMs.
 """
@@ -11,20 +12,19 @@ For DSPy 3 itself use `myllm_adapters.dspy`, whose classes of the same names are
 from __future__ import annotations
 
 import copy
-import os
 import re
 import sys
 import threading
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from . import tap
-from .base import UNSET
 from .client import Client
-from .endpoints import PortSpec, UrlSpec, endpoints_from
+from .endpoints import LOCALHOST, PortSpec, UrlSpec, resolve_endpoints
 from .errors import APIStatusError, InvalidParameterError, MyLLMError, UnsupportedFeatureError
-from .params import build, canonical
+from .options import RequestOptions
+from .params import build
 from .transport.options import HTTPOptions
 from .types import ChatCompletion, Completion
 from .wire import Timeout
@@ -40,50 +40,50 @@ _NO_TEMPLATE = re.compile(
 )
 _MODEL_TYPES = ("text", "chat", "auto")
 _HTTP_KEYS = ("timeout", "verify", "cert", "headers", "proxies", "auth")
+CLIENT_OPTIONS = frozenset(
+    {"timeout", "max_retries", "headers", "policy", "breaker", "health_interval", "hedge_after",
+     "max_concurrency", "requests_per_second", "coalesce", "cache", "message_policy", "hooks"}
+)  # fmt: skip
+"""Arguments of the constructors that are those of `myllm.Client`."""
+CALL_OPTIONS = frozenset(RequestOptions.__annotations__)
+"""What a call takes beside parameters and `system_prompt`: the options of a `myllm.Client`'s call."""
+# What a copy may change over the same connections; the rest of a client's arguments it may not.
+_COPY_OPTIONS = frozenset(
+    {"model", "timeout", "max_retries", "hedge_after", "message_policy", "coalesce", "cache"}
+)
+_PLACE = (CLIENT_OPTIONS | {"port", "url", "api_key", "http_request_kwargs"}) - _COPY_OPTIONS
 
 
 class HFClient:
-    """What the old clients share. Not made directly: use `HFClientVLLM` or `HFClientTGI`."""
+    """What the old clients share. Not made directly: use `HFClientVLLM`, `HFClientTGI`, `HFClientSGLang`."""
 
-    dialect: str
+    dialect: ClassVar[str]
+    DEFAULTS: ClassVar[Mapping[str, Any]]
+    """What DSPy's client of this name sent unless told otherwise."""
 
-    def __init__(
-        self,
-        model: str,
-        port: PortSpec,
-        url: UrlSpec,
-        *,
-        defaults: Mapping[str, Any],
-        http_request_kwargs: Mapping[str, Any] | None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, model: str, port: PortSpec = None, url: UrlSpec = LOCALHOST, **kwargs: Any) -> None:
         model_type = kwargs.pop("model_type", "auto")
         if url in ("chat", "text"):
             # DSPy 2.4.9 to 2.5 had `model_type` in the third place, its documentation `url`.
             warnings.warn(
                 f"the third argument of {type(self).__name__} is `url`; write model_type={url!r}",
                 DeprecationWarning,
-                stacklevel=3,
+                stacklevel=2 if type(self).__init__ is HFClient.__init__ else 3,
             )
-            model_type, url = url, "http://localhost"
-        http = _http_arguments(http_request_kwargs, url)
-        for name in ("timeout", "headers"):
-            if name in kwargs:
-                http[name] = kwargs.pop(name)
+            model_type, url = url, LOCALHOST
+        options = _http_arguments(kwargs.pop("http_request_kwargs", None), url)
+        options.update({name: kwargs.pop(name) for name in CLIENT_OPTIONS & kwargs.keys()})
         self.model = model
         self.model_type = _checked_model_type(model_type)
         self.system_prompt: str | None = kwargs.pop("system_prompt", None)
         self.client = Client(
-            endpoints=endpoints_from(
-                url, port, kwargs.pop("api_key", None) or os.environ.get("MYLLM_API_KEY") or None
-            ),
+            endpoints=resolve_endpoints(url, kwargs.pop("api_key", None), port=port),
             model=model,
             dialect=self.dialect,
-            max_retries=kwargs.pop("max_retries", 2),
-            **http,
+            **options,
         )
         # A mistake is told here, not at the first call.
-        self.kwargs: dict[str, Any] = _checked({**defaults, **canonical(kwargs)})
+        self.kwargs: dict[str, Any] = build(kwargs, self.DEFAULTS).set_values()
         _check_system_prompt(self.system_prompt, self.model_type)
         self.history: list[dict[str, Any]] = []
         self._no_template: int | None = None  # when that was found out: see `tap.changes`
@@ -94,7 +94,8 @@ class HFClient:
 
         Args:
             prompt: the user's message, or with `model_type="text"` the text to continue.
-            **kwargs: parameters that go before the client's own; `system_prompt` and `extra_body` too.
+            **kwargs: parameters, which go before the client's own; `system_prompt`; and the options of a
+                `myllm.Client`'s call (`timeout`, `extra_body`, `cache`, …).
 
         Returns:
             `{"prompt": prompt, "choices": [{"text": …, "index": …, "finish_reason": …}, …], "model": …,
@@ -103,17 +104,16 @@ class HFClient:
         Raises:
             MyLLMError: see `myllm.errors`.
         """
-        extra_body = kwargs.pop("extra_body", None)
+        options = {name: kwargs.pop(name) for name in CALL_OPTIONS & kwargs.keys()}
         system_prompt = kwargs.pop("system_prompt", self.system_prompt)
-        timeout = kwargs.pop("timeout", UNSET)
-        params = {**self.kwargs, **canonical(kwargs)}
+        options.update(build(kwargs, self.kwargs).set_values())
         answer: Completion | ChatCompletion
         if self.model_type == "chat" or (self.model_type == "auto" and self._no_template != tap.changes):
             messages = [{"role": "user", "content": prompt}]
             if system_prompt:
                 messages.insert(0, {"role": "system", "content": system_prompt})
             try:
-                answer = self.client.chat(messages, extra_body=extra_body, timeout=timeout, **params)
+                answer = self.client.chat(messages, **options)
                 return _old_response(prompt, answer)
             except (UnsupportedFeatureError, APIStatusError) as exc:
                 if self.model_type == "chat" or system_prompt or not self._text_is_meant(exc):
@@ -122,7 +122,7 @@ class HFClient:
             raise InvalidParameterError(
                 "`system_prompt` needs a chat template, and this model has none.", param="system_prompt"
             )
-        answer = self.client.complete(prompt, extra_body=extra_body, timeout=timeout, **params)
+        answer = self.client.complete(prompt, **options)
         return _old_response(prompt, answer)
 
     def _text_is_meant(self, exc: MyLLMError) -> bool:
@@ -145,11 +145,12 @@ class HFClient:
     def request(self, prompt: str, **kwargs: Any) -> dict[str, Any]:
         """Generate for one prompt, and remember it in `history`."""
         response = self._generate(prompt, **kwargs)
+        told = {name: value for name, value in kwargs.items() if name != "extra_headers"}  # may be secret
         entry = {
             "prompt": prompt,
             "response": response,
-            "kwargs": {**self.kwargs, **kwargs},
-            "raw_kwargs": kwargs,
+            "kwargs": {**self.kwargs, **told},
+            "raw_kwargs": told,
         }
         with self._lock:
             self.history.append(entry)
@@ -187,17 +188,31 @@ class HFClient:
         return text
 
     def copy(self, **kwargs: Any) -> HFClient:
-        """Return a client with other default parameters, an empty history and the same connections."""
+        """Return a client with other settings, an empty history and the same connections.
+
+        Args:
+            **kwargs: `model`, `model_type`, `system_prompt`, default parameters (`None` removes one), and
+                `timeout`, `max_retries`, `hedge_after`, `message_policy`, `coalesce`, `cache`.
+
+        Raises:
+            InvalidParameterError: what says where the servers are cannot change.
+        """
+        if misplaced := sorted(_PLACE & kwargs.keys()):
+            raise InvalidParameterError(
+                f"`{misplaced[0]}` belongs to the connections, which a copy shares: make a new "
+                f"{type(self).__name__}.",
+                param=misplaced[0],
+            )
         twin = copy.copy(self)
-        twin.model = kwargs.pop("model", self.model)
-        if twin.model != self.model:
-            twin.client = self.client.with_options(model=twin.model)
+        options = {name: kwargs.pop(name) for name in _COPY_OPTIONS & kwargs.keys()}
+        twin.model = options.get("model") or self.model
+        if options:
+            twin.client = self.client.with_options(**options)
         twin.model_type = _checked_model_type(kwargs.pop("model_type", self.model_type))
         twin.system_prompt = kwargs.pop("system_prompt", self.system_prompt)
-        twin.kwargs = _checked({**self.kwargs, **canonical(kwargs)})
+        twin.kwargs = build(kwargs, self.kwargs).set_values()
         _check_system_prompt(twin.system_prompt, twin.model_type)
         twin.history = []
-        twin._lock = threading.Lock()
         return twin
 
     def close(self) -> None:
@@ -216,6 +231,23 @@ class HFClient:
         self._lock = threading.Lock()
 
 
+_PLAIN: Mapping[str, Any] = {
+    "temperature": 0.0,
+    "max_tokens": 150,
+    "top_p": 1.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "n": 1,
+}
+_SHORT_ANSWERS: Mapping[str, Any] = {
+    "temperature": 0.01,
+    "max_tokens": 75,
+    "top_p": 0.97,
+    "n": 1,
+    "stop": ["\n", "\n\n"],
+}
+
+
 class HFClientVLLM(HFClient):
     """A vLLM server (or `myllm serve`) behind DSPy's old interface.
 
@@ -227,35 +259,32 @@ class HFClientVLLM(HFClient):
         url: where the servers are; with or without scheme, port and `/v1`; a list for several hosts.
         **kwargs: `model_type` ("auto", the default: the prompt is a chat message if the model has a chat
             template and the endpoint knows every parameter, else text to continue; "chat"; "text", as
-            DSPy's client had it), `system_prompt` (chat), `api_key` (default: `MYLLM_API_KEY`), `timeout`,
-            `max_retries`, `headers`, `http_request_kwargs`, and default parameters of the requests.
+            DSPy's client had it), `system_prompt` (chat), `api_key` (default: `MYLLM_API_KEY`),
+            `http_request_kwargs` (`timeout`, `verify`, `cert`, `headers`, `proxies`, `auth`, as in requests),
+            the arguments of `myllm.Client` (`timeout`, `max_retries`, `cache`, `policy`, …:
+            `CLIENT_OPTIONS`), and default parameters of the requests (`myllm.params.Parameters`).
 
     Raises:
         UnknownParameterError, InvalidParameterError: an argument is not understood.
     """
 
     dialect = "vllm"
-    # What DSPy's client sent unless told otherwise.
-    DEFAULTS: Mapping[str, Any] = {
-        "temperature": 0.0,
-        "max_tokens": 150,
-        "top_p": 1.0,
-        "frequency_penalty": 0.0,
-        "presence_penalty": 0.0,
-        "n": 1,
-    }
+    DEFAULTS = _PLAIN
 
-    def __init__(
-        self, model: str, port: PortSpec = None, url: UrlSpec = "http://localhost", **kwargs: Any
-    ) -> None:
-        super().__init__(
-            model,
-            port,
-            url,
-            defaults=self.DEFAULTS,
-            http_request_kwargs=kwargs.pop("http_request_kwargs", None),
-            **kwargs,
-        )
+
+class HFClientSGLang(HFClient):
+    """An SGLang server behind DSPy's old interface.
+
+        HFClientSGLang("meta-llama/Llama-3.1-8B-Instruct", port=30000)._generate("The capital of France is")
+
+    The model asked for is `model`; DSPy's client asked for "default" whatever it was given.
+
+    Args:
+        model, port, url, **kwargs: see `HFClientVLLM`.
+    """
+
+    dialect = "sglang"
+    DEFAULTS = _SHORT_ANSWERS
 
 
 class HFClientTGI(HFClient):
@@ -276,25 +305,17 @@ class HFClientTGI(HFClient):
     """
 
     dialect = "tgi"
-    DEFAULTS: Mapping[str, Any] = {
-        "temperature": 0.01,
-        "max_tokens": 75,
-        "top_p": 0.97,
-        "n": 1,
-        "stop": ["\n", "\n\n"],
-    }
+    DEFAULTS = _SHORT_ANSWERS
 
     def __init__(
         self,
         model: str,
         port: PortSpec = None,
-        url: UrlSpec = "http://localhost",
+        url: UrlSpec = LOCALHOST,
         http_request_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            model, port, url, defaults=self.DEFAULTS, http_request_kwargs=http_request_kwargs, **kwargs
-        )
+        super().__init__(model, port, url, http_request_kwargs=http_request_kwargs, **kwargs)
 
 
 def _checked_model_type(model_type: str) -> str:
@@ -304,11 +325,6 @@ def _checked_model_type(model_type: str) -> str:
             param="model_type",
         )
     return model_type
-
-
-def _checked(params: dict[str, Any]) -> dict[str, Any]:
-    build(params)
-    return params
 
 
 def _check_system_prompt(system_prompt: str | None, model_type: str) -> None:

@@ -37,7 +37,9 @@ from dspy.utils.exceptions import (
 )
 
 import myllm
+import myllm.hooks
 from myllm.dialects import OpenAIDialect
+from myllm.policies import LeastInFlight
 from myllm_adapters.dspy import Client, Engine, HFClientTGI, HFClientVLLM
 
 # Whatever DSPy will remove next, our class must not be what uses it.
@@ -49,8 +51,8 @@ class OwnDialect(OpenAIDialect):
 
     name = "own"
 
-    def requests(self, call: Any) -> Any:
-        (request,) = super().requests(call)
+    def requests(self, call: Any, server: Any) -> Any:
+        (request,) = super().requests(call, server)
         request.json["own"] = True
         return [request]
 
@@ -238,7 +240,7 @@ class TestParameters:
         vllm(wire, api_key="secret", headers={"X-Team": "a"})("hello")
         assert wire.headers[0]["authorization"] == "Bearer secret"
         assert wire.headers[0]["x-team"] == "a"
-        assert wire.headers[0]["x-request-id"].startswith("myllm-")
+        assert len(wire.headers[0]["x-request-id"]) >= 16
 
 
 class TestManyAnswers:
@@ -277,9 +279,10 @@ class TestManyAnswers:
     def test_tgi_is_asked_n_times(self, wire: Wire) -> None:
         wire.says("a")
         lm = HFClientTGI("m", wire.port, "http://127.0.0.1")
-        assert lm("hello", n=2, temperature=1.0) == ["a", "a"]
+        assert lm("hello", n=2, temperature=1.0, seed=7) == ["a", "a"]
         assert wire.paths == ["/v1/chat/completions"] * 2
         assert all("n" not in body for body in wire.bodies)
+        assert [body["seed"] for body in wire.bodies] == [7, 8]  # else both would be the same answer
 
     def test_n_is_of_its_own_call_only(self, wire: Wire) -> None:
         """A callback that calls the same LM gets answers of its own."""
@@ -730,9 +733,10 @@ class TestObjects:
             secret["http"] = myllm.HTTPOptions(proxy=proxy)
             url = f"http://127.0.0.1:{wire.port}"
             if kind == "client":
-                lm = Client("m", url, min_p=0.1, **secret)
+                lm = Client("m", url, dialect="vllm", min_p=0.1, **secret)
             else:
-                lm = dspy.LM("m", engine=Engine(myllm.Client(url, min_p=0.1, **secret)))
+                client = myllm.Client(url, dialect="vllm", min_p=0.1, **secret)
+                lm = dspy.LM("m", engine=Engine(client))
         data = library.dumps(lm)
         assert b"S3CRET" not in data
         monkeypatch.setenv("MYLLM_API_KEY", "again")
@@ -799,7 +803,7 @@ class TestObjects:
         self, wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
     ) -> None:
         kwargs: dict[str, Any] = {
-            "api_key": "S3CRET", "headers": {"X": "S3CRET"}, "temperature": 0.5, "timeout": myllm.Timeout(read=9),
+            "api_key": "S3CRET", "headers": {"X": "S3CRET"}, "temperature": 0.5, "timeout": myllm.Timeout(first_byte=9),
             "supports": {"function_calling": True}, "num_retries": 1, "cache": False, "max_tokens": 33,
         }  # fmt: skip
         if kind == "vllm":
@@ -828,8 +832,43 @@ class TestObjects:
         assert wire.headers[-1]["authorization"] == "Bearer again"
         assert wire.bodies[-1]["max_tokens"] == 33
 
+    def test_every_setting_of_the_connection_is_saved(self, wire: Wire, tmp_path: Path) -> None:
+        settings: dict[str, Any] = {
+            "policy": "affinity", "breaker": myllm.Breaker(failures=5), "health_interval": 60.0,
+            "hedge_after": 2.0, "max_concurrency": 3, "requests_per_second": 9.0, "coalesce": True,
+            "message_policy": "auto",
+        }  # fmt: skip
+        url = f"http://127.0.0.1:{wire.port}"
+        heavy = [myllm.Endpoint(url, weight=2.0), myllm.Endpoint(f"{url}/other")]
+        hooks = [myllm.hooks.Hook()]
+        cache = myllm.Cache(tmp_path / "answers.sqlite3", ttl=60)
+        client = myllm.Client(endpoints=heavy, cache=cache, dialect="auto", hooks=hooks, **settings)
+        for lm in (
+            HFClientVLLM("m", wire.port, "http://127.0.0.1", hooks=hooks, **settings),
+            Client("m", endpoints=heavy, hooks=hooks, **settings),
+            dspy.LM("m", engine=Engine(client)),
+        ):
+            saved = json.loads(json.dumps(lm.dump_state()))
+            loaded = type(lm).load_state(saved, allow_custom_lm_class=True)
+            for twin in (loaded, pickle.loads(pickle.dumps(lm))):
+                assert twin.dump_state() == lm.dump_state()
+                ours, theirs = twin.engine.client.__getstate__(), lm.engine.client.__getstate__()
+                assert ours.pop("hooks") == ()
+                assert theirs.pop("hooks") == tuple(hooks)
+                ours["cache"], theirs["cache"] = (
+                    one["cache"] and one["cache"].__getstate__() for one in (ours, theirs)
+                )
+                ours.pop("model"), theirs.pop("model")
+                assert ours == {**theirs, "dialect": ours["dialect"]}
+                assert twin.engine.client.dialect == lm.engine.client.dialect
+
+    def test_a_policy_of_ones_own_is_not_json(self, wire: Wire) -> None:
+        lm = vllm(wire, policy=LeastInFlight())
+        with pytest.raises(myllm.InvalidParameterError, match="`policy`.*LeastInFlight.*JSON"):
+            lm.dump_state()
+
     def test_an_engine_of_a_plain_lm(self, wire: Wire) -> None:
-        client = myllm.Client(f"http://127.0.0.1:{wire.port}", min_p=0.1)
+        client = myllm.Client(f"http://127.0.0.1:{wire.port}", dialect="vllm", min_p=0.1)
         lm = dspy.LM("m", engine=Engine(client))
         wire.says("a")
         assert lm("hello") == ["a"]

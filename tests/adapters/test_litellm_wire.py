@@ -43,7 +43,7 @@ DONE = "data: [DONE]\n\n"
 def test_parameters_reach_the_wire(wire: Any) -> None:
     wire.answers(ANSWER)
     litellm.completion(
-        model="myllm/org/m", messages=M, api_base=f"{wire.url}/v1/", api_key="secret",
+        model="myllm/org/m", messages=M, api_base=f"{wire.url}/v1/", dialect="vllm", api_key="secret",
         temperature=1.5, max_completion_tokens=9, top_k=5, min_p=0.1, repetition_penalty=1.2, stop="x", seed=1,
         tools=[TOOL], tool_choice="auto", response_format={"type": "json_object"}, logit_bias={"5": -1},
         extra_body={"guided_regex": "a+"}, extra_headers={"X-Team": "blue"}, num_retries=0, max_retries=3,
@@ -59,13 +59,24 @@ def test_parameters_reach_the_wire(wire: Any) -> None:
     assert seen.headers["x-team"] == "blue"
 
 
+def test_a_server_is_asked_once_what_it_is_and_gets_its_own_words(wire: Any) -> None:
+    told = {"/v1/models": {"data": [{"id": "m", "owned_by": "vllm"}]}, "/version": {"version": "0.12.0"}}
+    wire.handler = lambda seen, reply: reply.json(told.get(seen.path, ANSWER))
+    for _ in range(2):
+        litellm.completion(model="myllm/m", messages=M, api_base=wire.url, choice=["ok", "no"])
+    assert [seen.path for seen in wire.seen] == [*told, *["/v1/chat/completions"] * 2]
+    assert wire.bodies[2] == {"model": "m", "messages": M, "structured_outputs": {"choice": ["ok", "no"]}}
+    with pytest.raises(litellm.APIResponseValidationError, match="ok"):
+        litellm.completion(model="myllm/m", messages=M, api_base=wire.url, choice=["yes", "no"])
+
+
 def test_address_and_key_from_the_environment(wire: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     wire.answers(ANSWER)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-service")
     monkeypatch.setenv("MYLLM_BASE_URL", wire.url)
-    litellm.completion(model="myllm/m", messages=M)
+    litellm.completion(model="myllm/m", messages=M, dialect="vllm")
     monkeypatch.setenv("MYLLM_API_KEY", "mine")
-    litellm.completion(model="myllm/m", messages=M)
+    litellm.completion(model="myllm/m", messages=M, dialect="vllm")
     assert [s.headers.get("authorization") for s in wire.seen] == [None, "Bearer mine"]
 
 
@@ -73,10 +84,17 @@ def test_address_and_key_from_the_environment(wire: Any, monkeypatch: pytest.Mon
 def test_unknown_parameter_is_refused_with_the_nearest(wire: Any, stream: bool) -> None:
     with pytest.raises(litellm.BadRequestError, match="Did you mean `repetition_penalty`"):
         litellm.completion(
-            model="myllm/m", messages=M, api_base=wire.url, repitition_penalty=1.1, stream=stream
+            model="myllm/m",
+            messages=M,
+            api_base=wire.url,
+            dialect="vllm",
+            repitition_penalty=1.1,
+            stream=stream,
         )
     with pytest.raises(litellm.UnsupportedParamsError, match="typical_p"):
-        litellm.completion(model="myllm/m", messages=M, api_base=wire.url, typical_p=0.5, stream=stream)
+        litellm.completion(
+            model="myllm/m", messages=M, api_base=wire.url, dialect="vllm", typical_p=0.5, stream=stream
+        )
     assert wire.seen == []
 
 
@@ -104,7 +122,7 @@ def test_statuses(wire: Any, status: int, body: Any, error: type[Exception], mat
     wire.handler = lambda seen, reply: reply.json(body, status, {"Retry-After": "7"})
     for stream in (False, True):
         with pytest.raises(error, match=match) as caught:
-            litellm.completion(model="myllm/m", messages=M, api_base=wire.url, stream=stream)
+            litellm.completion(model="myllm/m", messages=M, api_base=wire.url, dialect="vllm", stream=stream)
         assert caught.type is error
         assert wire.url in str(caught.value)
     assert len(wire.seen) == 2  # one try each: retries are LiteLLM's
@@ -120,16 +138,20 @@ def test_num_retries_are_litellms(wire: Any) -> None:
         reply.json(body, status)
 
     wire.handler = handler
-    response = litellm.completion(model="myllm/m", messages=M, api_base=wire.url, num_retries=1)
+    response = litellm.completion(
+        model="myllm/m", messages=M, api_base=wire.url, dialect="vllm", num_retries=1
+    )
     assert response.choices[0].message.content == "ok"
 
 
 async def test_statuses_of_async_calls(wire: Any) -> None:
     wire.handler = lambda seen, reply: reply.json({"error": {"message": "bad key"}}, 401)
     with pytest.raises(litellm.AuthenticationError, match="bad key"):
-        await litellm.acompletion(model="myllm/m", messages=M, api_base=wire.url)
+        await litellm.acompletion(model="myllm/m", messages=M, api_base=wire.url, dialect="vllm")
     with pytest.raises(litellm.AuthenticationError, match="bad key"):
-        async for _ in await litellm.acompletion(model="myllm/m", messages=M, api_base=wire.url, stream=True):
+        async for _ in await litellm.acompletion(
+            model="myllm/m", messages=M, api_base=wire.url, dialect="vllm", stream=True
+        ):
             pass
 
 
@@ -146,21 +168,23 @@ def test_timeout(wire: Any) -> None:
     wire.handler = lambda seen, reply: time.sleep(0.6)
     start = time.monotonic()
     with pytest.raises(litellm.Timeout, match=wire.url):
-        litellm.completion(model="myllm/m", messages=M, api_base=wire.url, timeout=0.2)
+        litellm.completion(model="myllm/m", messages=M, api_base=wire.url, dialect="vllm", timeout=0.2)
     assert time.monotonic() - start < 0.6
 
 
 def test_not_an_llm_server(wire: Any) -> None:
     wire.handler = lambda seen, reply: reply.raw(b"<html>hello</html>")
     with pytest.raises(litellm.APIResponseValidationError, match="not JSON"):
-        litellm.completion(model="myllm/m", messages=M, api_base=wire.url)
+        litellm.completion(model="myllm/m", messages=M, api_base=wire.url, dialect="vllm")
 
 
 def test_tool_calls_and_reasoning(wire: Any) -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
     message = {"role": "assistant", "content": None, "reasoning": "hm", "tool_calls": [call]}
     wire.answers({**ANSWER, "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]})
-    response = litellm.completion(model="myllm/m", messages=M, api_base=wire.url, tools=[TOOL])
+    response = litellm.completion(
+        model="myllm/m", messages=M, api_base=wire.url, dialect="vllm", tools=[TOOL]
+    )
     choice = response.choices[0]
     assert choice.finish_reason == "tool_calls"
     assert choice.message.tool_calls[0].model_dump() == call
@@ -184,7 +208,9 @@ def test_streamed_tool_calls(wire: Any) -> None:
         DONE,
     )
     chunks = list(
-        litellm.completion(model="myllm/m", messages=M, api_base=wire.url, stream=True, tools=[TOOL])
+        litellm.completion(
+            model="myllm/m", messages=M, api_base=wire.url, dialect="vllm", stream=True, tools=[TOOL]
+        )
     )
     rebuilt = litellm.stream_chunk_builder(chunks, messages=M)
     calls = rebuilt.choices[0].message.tool_calls
@@ -206,14 +232,18 @@ def test_broken_stream(wire: Any) -> None:
     wire.handler = handler
     got = []
     with pytest.raises(litellm.ServiceUnavailableError, match="broke"):  # LiteLLM's MidStreamFallbackError
-        for chunk in litellm.completion(model="myllm/m", messages=M, api_base=wire.url, stream=True):
+        for chunk in litellm.completion(
+            model="myllm/m", messages=M, api_base=wire.url, dialect="vllm", stream=True
+        ):
             got.append(chunk.choices[0].delta.content)
     assert got == ["par"]
 
 
 def test_a_stream_takes_one_prompt(wire: Any) -> None:
     with pytest.raises(litellm.BadRequestError, match="2 texts"):
-        litellm.text_completion(model="myllm/m", prompt=["a", "b"], api_base=wire.url, stream=True)
+        litellm.text_completion(
+            model="myllm/m", prompt=["a", "b"], api_base=wire.url, dialect="vllm", stream=True
+        )
 
 
 def test_text_completion_speaks_of_prompts(wire: Any) -> None:
@@ -226,9 +256,11 @@ def test_text_completion_speaks_of_prompts(wire: Any) -> None:
             "usage": ANSWER["usage"],
         }
     )
-    response = litellm.text_completion(model="myllm/m", prompt="hi", api_base=wire.url, suffix=".", best_of=2)
+    response = litellm.text_completion(
+        model="myllm/m", prompt="hi", api_base=wire.url, dialect="vllm", suffix=".", echo=True
+    )
     assert wire.seen[0].path == "/v1/completions"
-    assert wire.bodies == [{"model": "m", "prompt": "hi", "suffix": ".", "best_of": 2}]
+    assert wire.bodies == [{"model": "m", "prompt": "hi", "suffix": ".", "echo": True}]
     assert response.choices[0].text == "!"
 
 
@@ -255,7 +287,9 @@ async def test_a_failed_prompt_ends_the_others(wire: Any) -> None:
     wire.handler = handler
     before = asyncio.all_tasks()
     with pytest.raises(litellm.BadRequestError, match="no such thing") as caught:
-        await litellm.atext_completion(model="myllm/m", prompt=["slow", "bad"], api_base=wire.url)
+        await litellm.atext_completion(
+            model="myllm/m", prompt=["slow", "bad"], api_base=wire.url, dialect="vllm"
+        )
     assert not isinstance(caught.value.__cause__, ExceptionGroup)
     assert not [t for t in asyncio.all_tasks() - before if "complete" in t.get_coro().__qualname__]
     assert await asyncio.to_thread(closed.wait, 5)
@@ -271,7 +305,9 @@ def test_after_a_failed_prompt_no_other_is_sent(wire: Any, monkeypatch: pytest.M
 
     wire.handler = handler
     with pytest.raises(litellm.BadRequestError, match="no such thing"):
-        litellm.text_completion(model="myllm/m", prompt=["slow", "bad", *"abcdefgh"], api_base=wire.url)
+        litellm.text_completion(
+            model="myllm/m", prompt=["slow", "bad", *"abcdefgh"], api_base=wire.url, dialect="vllm"
+        )
     assert len(wire.seen) <= 3  # the two at once, and one that a free thread may have taken already
 
 
@@ -285,7 +321,13 @@ def test_a_stream_that_is_left_closes_its_connection(wire: Any, leave: str) -> N
         watch(seen, reply, closed)
 
     wire.handler = handler
-    request: Any = {"model": "myllm/m", "messages": M, "api_base": wire.url, "stream": True}
+    request: Any = {
+        "model": "myllm/m",
+        "messages": M,
+        "api_base": wire.url,
+        "dialect": "vllm",
+        "stream": True,
+    }
     if leave == "close":
         stream = litellm.completion(**request)
         chunks = stream.completion_stream
@@ -384,9 +426,9 @@ def test_clients_are_reused(wire: Any) -> None:
 
     wire.handler = handler
     for _ in range(3):
-        litellm.completion(model="myllm/m", messages=M, api_base=wire.url)
+        litellm.completion(model="myllm/m", messages=M, api_base=wire.url, dialect="vllm")
     assert len(ports) == 1
-    litellm.completion(model="myllm/m", messages=M, api_base=wire.url, api_key="other")
+    litellm.completion(model="myllm/m", messages=M, api_base=wire.url, dialect="vllm", api_key="other")
     assert len(ports) == 2
 
 
@@ -406,7 +448,7 @@ def test_callbacks_see_calls(wire: Any) -> None:
     logger = Logger()
     litellm.callbacks.append(logger)
     try:
-        litellm.completion(model="myllm/m", messages=M, api_base=wire.url)
+        litellm.completion(model="myllm/m", messages=M, api_base=wire.url, dialect="vllm")
         deadline = time.monotonic() + 5
         while len(seen) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -418,7 +460,9 @@ def test_callbacks_see_calls(wire: Any) -> None:
 def test_several_event_loops(wire: Any) -> None:
     wire.answers(ANSWER)
     for _ in range(2):
-        response = asyncio.run(litellm.acompletion(model="myllm/m", messages=M, api_base=wire.url))
+        response = asyncio.run(
+            litellm.acompletion(model="myllm/m", messages=M, api_base=wire.url, dialect="vllm")
+        )
         assert response.choices[0].message.content == "ok"
 
 

@@ -1,15 +1,22 @@
-"""DSPy's old clients: each test says what the old one did."""
+"""DSPy's old clients: each test says what the old one did (`dsp/modules/hf_client.py`, 2.4.12 and 2.5.43)."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 import myllm
-from myllm import HFClientTGI, HFClientVLLM
+import myllm.hooks
+from myllm import HFClientSGLang, HFClientTGI, HFClientVLLM, compat
+
+BOTH = pytest.mark.parametrize("make", [HFClientVLLM, HFClientTGI])
+ALL = pytest.mark.parametrize("make", [HFClientVLLM, HFClientTGI, HFClientSGLang])
 
 TEXT = {"id": "t", "model": "m", "choices": [{"index": 0, "text": " Paris", "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}}  # fmt: skip
@@ -29,6 +36,51 @@ def test_generate_keeps_its_shape_and_its_defaults(wire):
         "model": "m", "prompt": "The capital of France is", "temperature": 0.0, "max_tokens": 150, "top_p": 1.0,
         "frequency_penalty": 0.0, "presence_penalty": 0.0, "n": 1,
     }  # fmt: skip
+
+
+@ALL
+def test_the_documented_arguments_in_their_documented_places(make):
+    """`HFClientTGI(model, port, url, http_request_kwargs)`; the default URL was its authors' machine."""
+    parameters = inspect.signature(make).parameters
+    wanted = ["model", "port", "url", "kwargs"]
+    if make is HFClientTGI:
+        wanted.insert(3, "http_request_kwargs")
+    assert list(parameters) == wanted
+    assert parameters["url"].default == "http://localhost"
+
+
+@pytest.mark.parametrize(
+    ("make", "defaults"),
+    [
+        (
+            HFClientVLLM,
+            {"temperature": 0.0, "max_tokens": 150, "top_p": 1.0, "n": 1, "frequency_penalty": 0.0,
+             "presence_penalty": 0.0},
+        ),
+        (HFClientTGI, {"temperature": 0.01, "max_tokens": 75, "top_p": 0.97, "n": 1, "stop": ["\n", "\n\n"]}),
+        (HFClientSGLang, {"temperature": 0.01, "max_tokens": 75, "top_p": 0.97, "n": 1, "stop": ["\n", "\n\n"]}),
+    ],
+)  # fmt: skip
+def test_each_class_has_dspy_s_defaults_and_client_has_none(wire, make, defaults):
+    """DSPy's programs read `lm.kwargs`; it also held model, port and url, which are not parameters."""
+    assert make("m", wire.port).kwargs == defaults
+    wire.answers(TEXT)
+    myllm.Client(wire.url, dialect="vllm", model="m").complete("x")
+    assert wire.bodies == [{"model": "m", "prompt": "x"}]
+
+
+def test_sglang_is_asked_for_the_model_that_was_named(wire):
+    """The old client asked for "default", whatever its `model`, and knew no chat."""
+    wire.answers(TEXT, CHAT)
+    client = HFClientSGLang("m", wire.port, "http://127.0.0.1", model_type="text")
+    assert client("The capital of France is", min_p=0.1) == [" Paris"]
+    assert wire.seen[0].path == "/v1/completions"
+    assert wire.bodies[0] == {
+        "model": "m", "prompt": "The capital of France is", "temperature": 0.01, "max_tokens": 75, "top_p": 0.97,
+        "n": 1, "stop": ["\n", "\n\n"], "min_p": 0.1,
+    }  # fmt: skip
+    assert client.copy(model_type="chat")("Hi") == ["Paris"]
+    assert wire.seen[1].path == "/v1/chat/completions"
 
 
 def test_constructor_s_parameters_are_defaults_and_a_call_s_go_before_them(wire):
@@ -64,6 +116,38 @@ def test_call_returns_texts_and_history_remembers(wire, capsys):
     assert client.inspect_history(n=1, skip=1) == ""
 
 
+def test_history_is_bounded(wire, monkeypatch):
+    """It grew for ever, with the prompts of every optimizer run."""
+    monkeypatch.setattr(compat, "HISTORY_LIMIT", 3)
+    wire.answers(TEXT)
+    client = HFClientVLLM("m", wire.port, model_type="text")
+    for i in range(5):
+        client(f"p{i}")
+    assert [entry["prompt"] for entry in client.history] == ["p2", "p3", "p4"]
+    assert client.inspect_history(n=9).count(" Paris") == 3
+
+
+def test_several_choices_and_logprobs(wire):
+    """The old answer had the texts alone."""
+    choice = TEXT["choices"][0]
+    logprobs = {"tokens": [" Rome"], "token_logprobs": [-0.5], "top_logprobs": [{" Rome": -0.5}]}
+    wire.answers({**TEXT, "choices": [choice, {**choice, "index": 1, "text": " Rome", "logprobs": logprobs}]})
+    client = HFClientVLLM("m", wire.port, model_type="text")
+    assert client("p", n=2, logprobs=1, temperature=1.0) == [" Paris", " Rome"]
+    second = client.history[0]["response"]["choices"][1]
+    assert second["index"] == 1
+    assert second["logprobs"]["content"][0]["logprob"] == -0.5
+    assert "(and 1 other completions)" in client.inspect_history()
+
+
+def test_call_knows_no_other_values_of_its_two_flags(wire):
+    """The old one asserted it, which `python -O` removes."""
+    client = HFClientVLLM("m", wire.port)
+    for flags in ({"only_completed": False}, {"return_sorted": True}):
+        with pytest.raises(myllm.InvalidParameterError):
+            client("x", **flags)
+
+
 def test_generate_itself_leaves_no_history(wire):
     wire.answers(TEXT)
     client = HFClientVLLM("m", wire.port, model_type="text")
@@ -83,13 +167,17 @@ def test_chat_model_type_and_system_prompt(wire):
 
 
 def test_third_positional_model_type_still_works_with_a_warning(wire):
+    """It was `url` by the documentation and until 2.4.9, then `model_type`."""
     wire.answers(CHAT)
-    with pytest.warns(DeprecationWarning, match="model_type='chat'"):
+    with pytest.warns(DeprecationWarning, match="model_type='chat'") as warned:
         client = HFClientVLLM("m", wire.port, "chat")
+    assert warned[0].filename == __file__
     assert client("Hi") == ["Paris"]
+    with pytest.warns(DeprecationWarning, match="model_type='text'"):
+        assert HFClientVLLM("m", wire.port, "text").model_type == "text"
 
 
-@pytest.mark.parametrize("make", [HFClientVLLM, HFClientTGI])
+@BOTH
 def test_a_prompt_is_a_chat_message_where_the_old_clients_sent_raw_text(wire, make):
     """An instruct model has nothing to say to a question without its chat template."""
     wire.answers(CHAT)
@@ -133,16 +221,130 @@ def test_tgi_chat_makes_n_requests_where_the_server_would_ignore_n(wire):
     assert all("n" not in body for body in wire.bodies)
 
 
-@pytest.mark.parametrize("make", [HFClientVLLM, HFClientTGI])
-def test_ports_and_urls_as_lists(make):
-    assert [e.url for e in make("m", [8000, 8001]).client.endpoints] == [
-        "http://localhost:8000",
-        "http://localhost:8001",
-    ]
-    assert [e.url for e in make("m", None, url=["http://a:1", "http://b:2/v1"]).client.endpoints] == [
-        "http://a:1",
-        "http://b:2",
-    ]
+@ALL
+@pytest.mark.parametrize(
+    ("port", "url", "urls"),
+    [
+        (8000, "http://localhost", ["http://localhost:8000"]),
+        ("8000", "localhost", ["http://localhost:8000"]),
+        (None, "https://gpu.example.com/llm/v1/", ["https://gpu.example.com/llm"]),
+        (8000, "http://localhost:8000/v1", ["http://localhost:8000"]),
+        ([8000, 8001], "http://localhost", ["http://localhost:8000", "http://localhost:8001"]),
+        (range(8000, 8002), "localhost", ["http://localhost:8000", "http://localhost:8001"]),
+        (None, ["http://a:1", "http://b:2/v1"], ["http://a:1", "http://b:2"]),
+        (8000, ["a", "http://b:2"], ["http://a:8000", "http://b:2"]),
+        ([1, 2], ("a", "b"), ["http://a:1", "http://a:2", "http://b:1", "http://b:2"]),
+    ],
+)
+def test_ports_and_urls_in_every_form(make, port, url, urls):
+    """vLLM's client made `http://localhost:[8000, 8001]` of a list, and lost the port with a list of URLs."""
+    assert [server.url for server in make("m", port, url).client.endpoints()] == urls
+
+
+@ALL
+def test_several_servers_take_turns_in_all_threads_and_no_argument_changes(wire, other_wire, make):
+    """vLLM's client turned its list of URLs round in place, unlocked; TGI's drew a port at random."""
+    for one in (wire, other_wire):
+        one.answers({**TEXT, "generated_text": " Paris"})
+    ports = [wire.port, other_wire.port]
+    client = make("m", ports, model_type="text")
+    threads = [threading.Thread(target=client, args=("x",)) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(one.seen) for one in (wire, other_wire)] == [16, 16]
+    assert ports == [wire.port, other_wire.port]
+    ports.clear()
+    assert len(client.client.endpoints()) == 2
+
+
+@ALL
+def test_a_dead_server_s_calls_go_to_the_next(wire, free_port, make):
+    """The old clients raised `requests.ConnectionError` for every other call."""
+    wire.answers({**TEXT, "generated_text": " Paris"})
+    client = make("m", [free_port, wire.port], model_type="text")
+    assert [client("x") for _ in range(4)] == [[" Paris"]] * 4
+
+
+def tgi(wire, info: dict[str, Any] | None = None, text: str = "x") -> Callable[..., HFClientTGI]:
+    """Let `wire` be a TGI server, and return a maker of clients for its `/generate`."""
+
+    def handler(seen, reply):
+        if seen.path == "/info":
+            return reply.json({"model_id": "m", "max_total_tokens": 99, **(info or {})})
+        best_of = seen.body["parameters"].get("best_of", 1)
+        details = {"finish_reason": "length", "generated_tokens": 1,
+                   "best_of_sequences": [{"generated_text": text, "finish_reason": "length",
+                                          "generated_tokens": 1}] * (best_of - 1)}  # fmt: skip
+        return reply.json({"generated_text": text, "details": details})
+
+    wire.handler = handler
+    return lambda **kwargs: HFClientTGI("m", wire.port, model_type="text", **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("info", "given", "requests"),
+    [
+        (None, {"n": 2}, [{"best_of": 2}]),
+        ({"max_best_of": 4}, {"n": 3}, [{"best_of": 3}]),
+        ({"max_best_of": 2}, {"n": 3}, [{}, {}, {}]),
+        (None, {"n": 2, "seed": 7}, [{"seed": 7}, {"seed": 8}]),
+        (None, {"n": 2, "temperature": 0}, [{}, {}]),
+    ],
+)
+def test_tgi_n_becomes_best_of_only_within_the_server_s_limit(wire, info, given, requests):
+    """The old client always sent `best_of=n`, which TGI refuses above its own limit, and with a seed."""
+    client = tgi(wire, info)()
+    assert client("p", **given) == ["x"] * given["n"]
+    sent = [seen.body["parameters"] for seen in wire.seen if seen.path == "/generate"]
+    assert [{k: v for k, v in body.items() if k in ("best_of", "seed")} for body in sent] == requests
+
+
+def test_tgi_best_of_above_the_server_s_limit_is_refused(wire):
+    client = tgi(wire, {"max_best_of": 2})()
+    with pytest.raises(myllm.UnsupportedFeatureError, match="at most 2"):
+        client("p", best_of=5)
+    assert {seen.path for seen in wire.seen} == {"/info"}
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        # The old client sent `repetition_penalty = 1 - frequency_penalty`: a penalty became an incentive.
+        ({"frequency_penalty": 0.5}, {"frequency_penalty": 0.5, "repetition_penalty": None}),
+        # It made 0 to 0.1 and left the filters in.
+        (
+            {"temperature": 0, "top_k": 5},
+            {"temperature": None, "top_p": None, "top_k": None, "do_sample": False},
+        ),
+        # TGI wants less than 1.
+        ({"top_p": 1.0}, {"top_p": None, "temperature": 0.01, "do_sample": True}),
+        # It sent `do_sample` for n > 1 only, and so `temperature` in vain.
+        ({"temperature": 0.7}, {"temperature": 0.7, "do_sample": True}),
+        # It sent model, port, url, n and whatever else as parameters.
+        ({}, {"model": None, "port": None, "url": None, "n": None, "max_tokens": None, "best_of": None}),
+    ],
+)
+def test_tgi_is_sent_what_it_means(wire, given, sent):
+    tgi(wire)()("p", **given)
+    parameters = wire.bodies[0]["parameters"]
+    assert {name: parameters.get(name) for name in sent} == sent
+
+
+def test_tgi_has_no_presence_penalty_and_says_so(wire):
+    """The old client sent it, and TGI ignored it."""
+    with pytest.raises(myllm.UnsupportedFeatureError, match="presence_penalty"):
+        tgi(wire)()("p", presence_penalty=0.5)
+    assert wire.seen == []
+
+
+def test_tgi_looks_itself_for_the_stop_strings_beyond_the_server_s_limit(wire):
+    """The old client sent them all, and TGI refused the request."""
+    client = tgi(wire, {"max_stop_sequences": 2}, text="one two three")()
+    response = client._generate("p", stop=["a1", "a2", "a3", "a4", " three"])
+    assert response["choices"] == [{"text": "one two", "index": 0, "finish_reason": "stop"}]
+    assert wire.bodies[-1]["parameters"]["stop"] == ["a1", "a2"]
 
 
 def test_tgi_generate(wire):
@@ -174,12 +376,86 @@ def test_http_request_kwargs_are_mapped(wire):
     client._generate("x")
     assert wire.seen[0].headers["x-a"] == "1"
     assert wire.seen[0].headers["authorization"].startswith("Basic ")
-    assert (client.client.timeout.connect, client.client.timeout.read) == (1, 20)
+    assert client.client.timeout == myllm.Timeout(connect=1, first_byte=20, idle=20)
     with pytest.raises(myllm.InvalidParameterError, match="`allow_redirects`"):
         HFClientTGI("m", 1, http_request_kwargs={"allow_redirects": True})
 
 
+@ALL
+def test_the_arguments_of_a_client_are_taken_by_the_old_ones_too(wire, make):
+    """They dropped whatever they did not know, `timeout` and `api_key` included."""
+    seen = []
+
+    class Watch(myllm.hooks.Hook):
+        def ended(self, record):
+            seen.append(record.request_id)
+
+    wire.answers({**TEXT, "generated_text": " Paris"})
+    given: dict[str, Any] = {
+        "timeout": 9, "max_retries": 0, "policy": "least_in_flight", "breaker": None, "health_interval": 60.0,
+        "hedge_after": 5.0, "max_concurrency": 2, "requests_per_second": 100.0, "coalesce": True,
+        "message_policy": "auto", "hooks": [Watch()], "headers": {"X-A": "1"}, "cache": myllm.Cache(),
+    }  # fmt: skip
+    assert set(given) == compat.CLIENT_OPTIONS
+    client = make("m", wire.port, model_type="text", api_key="k", **given)
+    assert client("x") == [" Paris"]
+    assert len(seen) == 1
+    assert (wire.seen[0].headers["x-a"], wire.seen[0].headers["authorization"]) == ("1", "Bearer k")
+    state = client.client.__getstate__()
+    state["hooks"] = list(state["hooks"])
+    assert {name: state[name] for name in given} == {**given, "timeout": myllm.Timeout.of(9)}
+
+
+def test_the_options_of_a_call_are_taken_by_generate_and_leave_no_secret(wire):
+    wire.answers(TEXT)
+    client = HFClientVLLM("m", wire.port, model_type="text")
+    client(
+        "x", model="m2", extra_body={"own": 1}, extra_headers={"X-Token": "sesame"}, timeout=9, session="s"
+    )
+    assert (wire.bodies[0]["model"], wire.bodies[0]["own"]) == ("m2", 1)
+    assert wire.seen[0].headers["x-token"] == "sesame"
+    assert "sesame" not in repr(client.history)
+
+
+def test_constraints_are_parameters(wire):
+    """The old allow-list had none."""
+    wire.handler = lambda seen, reply: reply.json(
+        {"version": "0.12.0"}
+        if seen.path == "/version"
+        else {"data": [{"id": "m", "owned_by": "vllm"}]}
+        if seen.path == "/v1/models"
+        else CHAT
+    )
+    client = HFClientVLLM("m", wire.port, choice=["Paris", "Rome"])
+    assert client("The capital of France?") == ["Paris"]
+    assert wire.bodies[-1]["structured_outputs"] == {"choice": ["Paris", "Rome"]}
+    with pytest.raises(myllm.ConstraintNotEnforced):  # another constraint takes the default one's place
+        client("The capital of France?", regex="R.*")
+    assert wire.bodies[-1]["structured_outputs"] == {"regex": "R.*"}
+    with pytest.raises(myllm.ConstraintNotEnforced):
+        client.copy(json_schema={"type": "object"})("The capital of France?")
+
+
+def test_nothing_is_cached_unless_asked_for_and_never_a_failure(wire, tmp_path):
+    """The old clients kept every reply on disk, 429 and 500 too."""
+    answers = iter([(TEXT, 200), (TEXT, 200), ({}, 500), (TEXT, 200)])
+    wire.handler = lambda seen, reply: reply.json(*next(answers))
+    plain = HFClientVLLM("m", wire.port, model_type="text", max_retries=0)
+    assert [plain("x"), plain("x")] == [[" Paris"]] * 2
+    assert len(wire.seen) == 2
+    cached = HFClientVLLM(
+        "m", wire.port, model_type="text", max_retries=0, cache=tmp_path / "answers.sqlite3"
+    )
+    with pytest.raises(myllm.ServerError):
+        cached("x")
+    assert [cached("x"), cached("x")] == [[" Paris"]] * 2
+    assert len(wire.seen) == 4
+    with pytest.raises(StopIteration):
+        next(answers)
+
+
 def test_copy_has_other_defaults_and_shares_the_connections(wire):
+    """The old vLLM client's `copy` raised, for its keywords held the model twice."""
     wire.answers(TEXT)
     client = HFClientVLLM("m", wire.port, model_type="text")
     client("x")
@@ -189,6 +465,11 @@ def test_copy_has_other_defaults_and_shares_the_connections(wire):
     assert other.client._transport is client.client._transport
     assert (len(client.history), len(other.history)) == (1, 1)
     assert wire.bodies[-1]["model"] == "m2"
+    assert other.copy(temperature=None).kwargs.get("temperature") is None
+    assert other.copy(timeout=3).client.timeout == myllm.Timeout.of(3)
+    for name in ("port", "url", "api_key", "policy", "http_request_kwargs"):
+        with pytest.raises(myllm.InvalidParameterError, match=f"`{name}` belongs to the connections"):
+            client.copy(**{name: None})
 
 
 def test_pickle_and_deepcopy(wire):

@@ -72,7 +72,6 @@ class BaseEngine(Generic[ClientT]):
         """
         self.client = client.with_options(max_retries=0)
         self.supports = supports or lm15.ModelSupport()
-        self._dialect = dialect_of(client)
 
     @property
     def supports_function_calling(self) -> bool:
@@ -88,7 +87,7 @@ class BaseEngine(Generic[ClientT]):
     def supports_response_schema(self) -> bool:
         """Whether DSPy may constrain answers by a JSON schema."""
         stated = self.supports.response_schema
-        return self.client.dialect != "tgi" if stated is None else stated
+        return dialect_of(self.client).name != "tgi" if stated is None else stated
 
     @property
     def supported_params(self) -> frozenset[str]:
@@ -163,7 +162,7 @@ class Engine(BaseEngine[myllm.Client]):
         if (ready := self._waiting(request)) is not None:
             return ready
         call = chat_call(request)
-        with projected(self._dialect):
+        with projected(self.client):
             answer = self.client.chat(call.messages, **self._arguments(request, call))
         return self._first(answer, request, call)
 
@@ -172,7 +171,7 @@ class Engine(BaseEngine[myllm.Client]):
         call = chat_call(request)
         writer = EventWriter(request, call)
         with (
-            projected(self._dialect),
+            projected(self.client),
             self.client.stream_chat(
                 call.messages, model=call.model, extra_body=call.extra_body, **call.params
             ) as chunks,
@@ -200,7 +199,7 @@ class AsyncEngine(BaseEngine[myllm.AsyncClient]):
         if (ready := self._waiting(request)) is not None:
             return ready
         call = chat_call(request)
-        with projected(self._dialect):
+        with projected(self.client):
             answer = await self.client.chat(call.messages, **self._arguments(request, call))
         return self._first(answer, request, call)
 
@@ -208,7 +207,7 @@ class AsyncEngine(BaseEngine[myllm.AsyncClient]):
         """See `Engine.stream`."""
         call = chat_call(request)
         writer = EventWriter(request, call)
-        with projected(self._dialect):
+        with projected(self.client):
             chunks = await self.client.stream_chat(
                 call.messages, model=call.model, extra_body=call.extra_body, **call.params
             )

@@ -13,16 +13,19 @@ from typing import Any
 from dspy import lm15
 
 import myllm
+from myllm.base import BaseClient
 from myllm.dialects import Dialect
+
+from .state import dialect_of
 
 
 @contextmanager
-def projected(dialect: Dialect) -> Iterator[None]:
+def projected(client: BaseClient) -> Iterator[None]:
     """Raise what the SDK raises inside as DSPy's engine error, with the original as its cause."""
     try:
         yield
     except myllm.MyLLMError as exc:
-        raise project(exc, dialect) from exc
+        raise project(exc, dialect_of(client, exc.endpoint)) from exc
 
 
 def project(exc: myllm.MyLLMError, dialect: Dialect) -> lm15.LM15Error:

@@ -3,11 +3,12 @@
 API keys, headers, proxies and passwords are not saved: after loading, the key comes from `MYLLM_API_KEY`.
 A pickle cannot know whether it goes to a file (`program.save(…, save_program=True)`) or to another process
 (multiprocessing, joblib); so none has secrets, and worker processes, too, read the key from the environment,
-which they inherit.
+which they inherit. Hooks are not saved either: like DSPy's callbacks, they belong to the process.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
@@ -16,7 +17,18 @@ from dspy import lm15
 
 import myllm
 from myllm.base import BaseClient
+from myllm.cache import Cache
 from myllm.dialects import DIALECTS, Dialect, get_dialect
+from myllm.endpoints import resolve_endpoints
+
+# Settings that JSON can hold as they are.
+_PLAIN = (
+    "policy", "health_interval", "hedge_after", "max_concurrency", "requests_per_second", "coalesce",
+    "message_policy",
+)  # fmt: skip
+_USUAL = {
+    name: parameter.default for name, parameter in inspect.signature(BaseClient.__init__).parameters.items()
+}
 
 
 class PickledClient:
@@ -27,50 +39,76 @@ class PickledClient:
 
     def __reduce__(self) -> tuple[Any, ...]:
         settings = self.client.__getstate__()  # its constructor's arguments
-        for name in ("headers", "endpoints"):
-            del settings[name]
-        settings["base_url"] = [endpoint.url for endpoint in self.client.endpoints()]
+        del settings["headers"], settings["hooks"]
+        settings["endpoints"] = _places(settings)
         settings["http"] = _public(settings["http"])
-        if _is_built_in(dialect_of(self.client)):
+        if not isinstance(settings["dialect"], str) and _is_built_in(settings["dialect"]):
             settings["dialect"] = self.client.dialect
         return _make, (type(self.client), settings)
 
 
 def _make(cls: type[BaseClient], settings: dict[str, Any]) -> BaseClient:
-    return cls(**settings)
+    return cls(**client_arguments(settings))
 
 
-def dialect_of(client: BaseClient) -> Dialect:
-    """Return a client's dialect, which need not be one of the SDK's own."""
-    return get_dialect(client.__getstate__()["dialect"])
+def dialect_of(client: BaseClient, endpoint: str | None = None) -> Dialect:
+    """Return a client's dialect: the one given, or what its server (at `endpoint`) turned out to be.
+
+    As long as no server has told, that is OpenAI's, which all resemble.
+    """
+    given = client.__getstate__()["dialect"]
+    if given != "auto":
+        return get_dialect(given)
+    for status in client.endpoints():
+        if status.server is not None and endpoint in (None, status.url):
+            return get_dialect(status.server.dialect)
+    return get_dialect("openai")
 
 
 def dump_client(client: BaseClient) -> dict[str, Any]:
     """Return the keyword arguments that make such a client again, as JSON.
 
     Raises:
-        InvalidParameterError: the dialect is an object of the caller's, which JSON cannot hold.
+        InvalidParameterError: the dialect or the policy is an object of the caller's, which JSON cannot hold.
     """
-    if not _is_built_in(dialect := dialect_of(client)):
-        raise myllm.InvalidParameterError(
-            f"`dialect` is an object of your own ({type(dialect).__name__}) and cannot be saved as JSON.",
-            param="dialect",
-            hint="Save the program without its LM and set the LM after loading, or save it whole "
-            "(`program.save(folder, save_program=True)`).",
-        )
+    settings = client.__getstate__()
+    dialect, policy = settings["dialect"], settings["policy"]
+    if dialect != "auto" and not _is_built_in(get_dialect(dialect)):
+        raise _own("dialect", dialect)
+    if not isinstance(policy, str):
+        raise _own("policy", policy)
     state: dict[str, Any] = {
-        "base_url": [endpoint.url for endpoint in client.endpoints()],
         "dialect": client.dialect,
         "max_retries": client.max_retries,
+        **{name: settings[name] for name in _PLAIN if settings[name] != _USUAL[name]},
         **client.defaults,
     }
+    places = _places(settings)
+    if any(place["weight"] != 1 for place in places):
+        state["endpoints"] = places
+    else:
+        state["base_url"] = [place["url"] for place in places]
     if client.timeout != myllm.Timeout():
         state["timeout"] = asdict(client.timeout)
-    http = _public(client.__getstate__()["http"])
+    if (breaker := settings["breaker"]) != myllm.Breaker():
+        state["breaker"] = None if breaker is None else asdict(breaker)
+    if settings["cache"] is not None:
+        cache = settings["cache"].__getstate__()
+        state["cache"] = {**cache, "path": None if cache["path"] is None else str(cache["path"])}
+    http = _public(settings["http"])
     changed = {f.name: getattr(http, f.name) for f in fields(http) if getattr(http, f.name) != f.default}
     if changed:
         state["http"] = changed
     return state
+
+
+def _own(name: str, value: Any) -> myllm.InvalidParameterError:
+    return myllm.InvalidParameterError(
+        f"`{name}` is an object of your own ({type(value).__name__}) and cannot be saved as JSON.",
+        param=name,
+        hint="Save the program without its LM and set the LM after loading, or save it whole "
+        "(`program.save(folder, save_program=True)`).",
+    )
 
 
 def _is_built_in(dialect: Dialect) -> bool:
@@ -81,16 +119,29 @@ def _public(http: myllm.HTTPOptions) -> myllm.HTTPOptions:
     return replace(http, proxy=None, auth=None)
 
 
+def _places(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a client's servers without their keys."""
+    return [{"url": endpoint.url, "weight": endpoint.weight} for endpoint in settings["endpoints"]]
+
+
 def client_arguments(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a client's arguments with what JSON has made plain made whole again."""
     arguments = dict(state)
-    if isinstance(arguments.get("timeout"), Mapping):
-        arguments["timeout"] = myllm.Timeout(**arguments["timeout"])
+    for name, cls in (("timeout", myllm.Timeout), ("breaker", myllm.Breaker), ("cache", Cache)):
+        if isinstance(arguments.get(name), Mapping):
+            arguments[name] = cls(**arguments[name])
     if isinstance(arguments.get("http"), Mapping):
         http = dict(arguments["http"])
         if isinstance(http.get("cert"), list):
             http["cert"] = tuple(http["cert"])
         arguments["http"] = myllm.HTTPOptions(**http)
+    if arguments.get("endpoints"):
+        arguments["endpoints"] = [
+            replace(resolve_endpoints(place["url"], None)[0], weight=place["weight"])
+            if isinstance(place, Mapping)
+            else place
+            for place in arguments["endpoints"]
+        ]
     return arguments
 
 
