@@ -15,6 +15,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .balancer import Breaker, EndpointStatus
     from .cache import Cache
+    from .cassette import Cassette
     from .client import AsyncClient, Client
     from .compat import HFClientSGLang, HFClientTGI, HFClientVLLM
     from .endpoints import Endpoint
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         APIStatusError,
         AuthenticationError,
         BadRequestError,
+        CassetteMiss,
         ConnectError,
         ConnectTimeoutError,
         ConstraintNotEnforced,
@@ -68,6 +70,7 @@ _HOMES = {
         "EndpointStatus",
     ),
     "cache": ("Cache",),
+    "cassette": ("Cassette",),
     "client": (
         "AsyncClient",
         "Client",
@@ -83,6 +86,7 @@ _HOMES = {
         "AllEndpointsDown",
         "AuthenticationError",
         "BadRequestError",
+        "CassetteMiss",
         "ConnectError",
         "ConnectTimeoutError",
         "ConstraintNotEnforced",
@@ -147,6 +151,8 @@ __all__ = [
     "Breaker",
     "Cache",
     "CallRecord",
+    "Cassette",
+    "CassetteMiss",
     "ChatChunk",
     "ChatCompletion",
     "Client",
