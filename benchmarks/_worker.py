@@ -33,7 +33,7 @@ class Worker:
     def __init__(self, peer: Peer, runner: asyncio.Runner) -> None:
         self._peer = peer
         self._runner = runner
-        self._warm: set[str] = set()
+        self._warm: set[tuple[str, bool]] = set()
 
     def sequential(self, seconds: float) -> dict[str, float]:
         """Call after call, synchronously: the median latency, and the CPU time of a call."""
@@ -70,22 +70,26 @@ class Worker:
         elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu
         return {"per_second": calls / elapsed, "cpu_ms": cpu / calls * 1e3}
 
-    def stream(self, model: str, asynchronous: bool) -> dict[str, float]:
-        """One stream of many chunks: CPU and elapsed time of a chunk."""
+    def stream(self, model: str, asynchronous: bool, seconds: float) -> dict[str, float]:
+        """Stream after stream of many chunks: the median CPU and elapsed time of a chunk."""
 
         def read() -> str:
             if asynchronous:
                 return self._runner.run(self._peer.astream(model))
             return self._peer.stream(model)
 
-        if f"{model} {asynchronous}" not in self._warm:
-            self._warm.add(f"{model} {asynchronous}")
+        if (model, asynchronous) not in self._warm:
+            self._warm.add((model, asynchronous))
             read()
-        cpu, start = time.process_time(), time.perf_counter()
-        text = read()
-        elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu
-        _check(text, STREAM_TEXT)
-        return {"cpu_us": cpu / CHUNKS * 1e6, "us": elapsed / CHUNKS * 1e6}
+        taken = []
+        end = time.perf_counter() + seconds
+        while not taken or time.perf_counter() < end:
+            cpu, start = time.process_time(), time.perf_counter()
+            text = read()
+            taken.append((time.process_time() - cpu, time.perf_counter() - start))
+            _check(text, STREAM_TEXT)
+        cpu, elapsed = (statistics.median(column) / CHUNKS * 1e6 for column in zip(*taken, strict=True))
+        return {"cpu_us": cpu, "us": elapsed}
 
     def memory(self, calls: int) -> dict[str, float]:
         """What the process grows by over so many calls, in MB, after as many as it takes to settle."""
