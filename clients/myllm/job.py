@@ -485,13 +485,23 @@ def located(endpoint: str, request_id: str) -> Iterator[None]:
     try:
         yield
     except MyLLMError as exc:
-        exc.endpoint, exc.request_id = endpoint, request_id
+        located_error(exc, endpoint, request_id)
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        words = (str(exc).splitlines() or [""])[0]
-        raise InvalidResponseError(
-            f"The answer is not of this API ({type(exc).__name__}: {words}).",
-            endpoint=endpoint,
-            request_id=request_id,
-            hint="Is `dialect=` right for this server?",
-        ) from exc
+        raise located_error(exc, endpoint, request_id) from exc
+
+
+def located_error(exc: Exception, endpoint: str, request_id: str) -> MyLLMError:
+    """Return what the reading of an answer stumbled over, as an error that says where it came from."""
+    if isinstance(exc, MyLLMError):
+        exc.endpoint, exc.request_id = endpoint, request_id
+        return exc
+    if not isinstance(exc, KeyError | TypeError | ValueError | AttributeError):
+        raise exc
+    words = (str(exc).splitlines() or [""])[0]
+    return InvalidResponseError(
+        f"The answer is not of this API ({type(exc).__name__}: {words}).",
+        endpoint=endpoint,
+        request_id=request_id,
+        hint="Is `dialect=` right for this server?",
+    )

@@ -11,7 +11,7 @@ from . import constraints
 from .accumulate import Accumulator
 from .dialects import DONE, ChunkReader
 from .errors import ConnectError, IncompleteStreamError, InvalidResponseError, MyLLMError
-from .job import located
+from .job import located, located_error
 from .ndjson import NDJSONDecoder
 from .sse import SSEDecoder
 from .types import Answer, ChatChunk, ChatCompletion, Completion, CompletionChunk
@@ -138,17 +138,17 @@ class StreamParser:
     def _chunk(self, data: bytes) -> Any:
         """Return the chunk in an event's data, or None."""
         try:
-            with located(self.endpoint, self.request_id):
-                chunk = self._reader.read(data)
-                if chunk is DONE:
-                    self.done = True
-                    return None
-                if chunk is None:
-                    return None
-                self.total.add(chunk)  # type: ignore[arg-type]
-        except MyLLMError as exc:
-            exc.partial = self.total.result()
-            raise
+            chunk = self._reader.read(data)
+            if chunk is DONE:
+                self.done = True
+                return None
+            if chunk is None:
+                return None
+            self.total.add(chunk)  # type: ignore[arg-type]
+        except (MyLLMError, KeyError, TypeError, ValueError, AttributeError) as exc:
+            error = located_error(exc, self.endpoint, self.request_id)
+            error.partial = self.total.result()
+            raise error from (exc.__cause__ if error is exc else exc)
         if self._began is not None:
             self._began()
             self._began = None

@@ -71,7 +71,7 @@ class Spoken(Model):
 
     def model_post_init(self, context: Any) -> None:
         """Take over the old name's value."""
-        if self.reasoning is None:
+        if self.reasoning is None and self.reasoning_content is not None:
             self.reasoning = self.reasoning_content
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import uuid
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_extra_body_and_headers_go_as_they_are(wire):
     assert wire.bodies[0]["vllm_xargs"] == {"a": 1}
     headers = wire.seen[0].headers
     assert (headers["x-a"], headers["x-b"], headers["authorization"]) == ("1", "2", "Bearer k")
-    assert headers["x-request-id"].startswith("myllm-")
+    assert uuid.UUID(headers["x-request-id"])
 
 
 def test_completion_logprobs_take_the_chat_s_shape(wire):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
+
+from pydantic_core import from_json
 
 from ..errors import InvalidResponseError, UnsupportedFeatureError
 from ..params import Parameters
@@ -154,8 +155,8 @@ def load_json(body: bytes) -> Any:
         InvalidResponseError: it is not.
     """
     try:
-        return json.loads(body)
-    except (ValueError, UnicodeDecodeError):
+        return from_json(body)
+    except ValueError:
         raise InvalidResponseError(
             f"The answer is not JSON: {body[:200].decode('utf-8', 'replace')!r}.",
             hint="Does `url` lead to an LLM server, and not to a web page or a proxy in front of it?",

@@ -182,7 +182,7 @@ class Exchange:
         return self._line.waits
 
     def abort(self) -> None:
-        """End the connection at once, from any thread: one that reads from it sees its end, and then closes it."""
+        """End the connection at once, from any thread; one that reads from it sees its end, and closes it."""
         if not self._over:
             self._line.wire.shut_down()
 
@@ -347,7 +347,7 @@ class AsyncExchange:
 
 
 class AsyncConnections:
-    """`Connections` for asyncio; each event loop has connections, and `max_concurrency` places, of its own."""
+    """`Connections` for asyncio; each event loop has its own, and its own `max_concurrency` places."""
 
     def __init__(self, options: HTTPOptions, max_concurrency: int | None = None) -> None:
         self._options = options

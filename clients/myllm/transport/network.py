@@ -118,23 +118,32 @@ class Wire(httpcore.NetworkBackend):
 
 
 class TimedStream(httpcore.NetworkStream):
-    """A stream whose waits the call decides; httpcore's own `timeout` arguments are not used."""
+    """A stream whose waits the call decides; httpcore's own `timeout` arguments are not used.
+
+    A request's headers and body come as two writes; sent as one they are one packet, and cost half.
+    """
 
     def __init__(self, inner: httpcore.NetworkStream, wire: Wire) -> None:
         self._inner = inner
         self._wire = wire
         self._waits = wire.waits
+        self._unsent = b""
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Read what is there, or wait for it."""
+        """Send what is to be sent, and read what is there, or wait for it."""
+        if self._unsent:
+            unsent, self._unsent = self._unsent, b""
+            # A server may answer before it has read everything (413): its answer tells more.
+            with contextlib.suppress(httpcore.WriteError):
+                self._inner.write(unsent, self._waits.to_write())
         data = self._inner.read(max_bytes, self._waits.to_read())
         if data:
             self._waits.received = True
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send everything."""
-        self._inner.write(buffer, self._waits.to_write())
+        """Take what the next `read` will send."""
+        self._unsent = self._unsent + buffer if self._unsent else buffer
 
     def close(self) -> None:
         """Close the socket."""
@@ -205,15 +214,20 @@ class AsyncWire(httpcore.AsyncNetworkBackend):
 
 
 class AsyncTimedStream(httpcore.AsyncNetworkStream):
-    """An asyncio stream that keeps to the call's limits."""
+    """An asyncio stream that keeps to the call's limits; see `TimedStream`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, waits: Waits) -> None:
         self._reader = reader
         self._writer = writer
         self._waits = waits
+        self._unsent = b""
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Read what is there, or wait for it."""
+        """Send what is to be sent, and read what is there, or wait for it."""
+        if self._unsent:
+            unsent, self._unsent = self._unsent, b""
+            with contextlib.suppress(httpcore.WriteError):
+                await self._send(unsent)
         limit = self._waits.to_read()
         try:
             if limit is None:
@@ -230,9 +244,11 @@ class AsyncTimedStream(httpcore.AsyncNetworkStream):
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Take what the next `read` will send."""
+        self._unsent = self._unsent + buffer if self._unsent else buffer
+
+    async def _send(self, buffer: bytes) -> None:
         """Send everything; waits only while the socket takes no more."""
-        if not buffer:
-            return
         try:
             self._writer.write(buffer)
             if self._writer.transport.get_write_buffer_size():
