@@ -39,7 +39,9 @@ class Accumulator:
         self.usage = chunk.usage or self.usage
         if isinstance(chunk, ChatChunk):
             for delta_choice in chunk.choices:
-                chat = self._choices.setdefault(delta_choice.index, ChatChoice(index=delta_choice.index))
+                chat = self._choices.get(delta_choice.index)
+                if chat is None:
+                    chat = self._choices[delta_choice.index] = ChatChoice(index=delta_choice.index)
                 assert isinstance(chat, ChatChoice)
                 delta = delta_choice.delta
                 for name in ("content", "reasoning", "refusal"):
@@ -52,7 +54,9 @@ class Accumulator:
                 _add_end(chat, delta_choice)
         else:
             for part in chunk.choices:
-                choice = self._choices.setdefault(part.index, CompletionChoice(index=part.index))
+                choice = self._choices.get(part.index)
+                if choice is None:
+                    choice = self._choices[part.index] = CompletionChoice(index=part.index)
                 self._texts.setdefault((part.index, "text"), []).append(part.text)
                 _add_end(choice, part)
 

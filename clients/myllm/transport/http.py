@@ -19,6 +19,7 @@ from .options import HTTPOptions
 DRAIN = 0.05
 """Seconds that the end of a stream is waited for once it has told everything."""
 
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _FAULTS = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError)
 
 
@@ -190,7 +191,7 @@ def encoded(action: Send) -> tuple[Mapping[str, str], bytes | None]:
     if body is None:
         return action.headers, action.request.content
     try:
-        content = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        content = _encoder.encode(body).encode()
     except (TypeError, ValueError) as exc:  # a lone surrogate is a ValueError too
         raise InvalidParameterError(f"The request cannot be written as JSON: {exc}.") from exc
     return {**action.headers, "Content-Type": "application/json"}, content
