@@ -10,7 +10,7 @@ from contextlib import aclosing
 
 import pytest
 
-from myllm import AsyncClient
+from myllm import AsyncClient, Client
 from myllm.batch import abatch, batch
 from myllm.batch.lines import failure, read_line, success
 from myllm.errors import BadRequestError, InvalidParameterError, UnknownParameterError
@@ -398,3 +398,28 @@ class TestLines:
         assert "I don't like it" in failed["error"]["message"]
         unsent = failure(asked, UnknownParameterError("Unknown parameter `x`."))
         assert (unsent["response"], unsent["error"]["code"]) == (None, "UnknownParameterError")
+
+
+class TestClients:
+    def test_a_clients_batch_has_its_settings(self, wire):
+        wire.handler = echo
+        with Client(wire.url, model="m", dialect="openai", api_key="k", temperature=0.5) as client:
+            results = list(client.batch(["a", {"prompt": "b"}], max_tokens=3))
+            assert [r.answer.text for r in results] == ["a", "b"]
+            assert client.chat("still open").text == "still open"
+        assert {seen.headers["authorization"] for seen in wire.seen} == {"Bearer k"}
+        assert all((b["temperature"], b["max_tokens"]) == (0.5, 3) for b in wire.bodies[:2])
+
+    async def test_an_async_clients_batch(self, wire):
+        wire.handler = echo
+        async with AsyncClient(wire.url, model="m", dialect="openai") as client:
+            results = [r async for r in client.batch(["a", "bad", "c"], concurrency=2)]
+        assert [r.answer and r.answer.text for r in results] == ["a", None, "c"]
+
+    def test_what_the_cache_has_is_not_sent(self, wire, tmp_path):
+        wire.handler = echo
+        with Client(wire.url, model="m", dialect="openai", cache=tmp_path / "c", temperature=0) as client:
+            requests = [str(i) for i in range(10)]
+            assert not any(r.answer.cached for r in client.batch(requests))
+            assert all(r.answer.cached for r in client.batch(requests))
+        assert len(wire.seen) == 10

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from myllm import AsyncClient, Client
 from myllm.cache import Cache, cache_key, dump, is_cacheable, is_complete, load
-from myllm.errors import InvalidParameterError
+from myllm.errors import InvalidParameterError, ServerError
 from myllm.params import build
 from myllm.types import ChatCompletion, Completion
 from myllm.wire import Call, Timeout
@@ -459,3 +460,59 @@ def test_nothing_secret_is_stored(tmp_path):
         ((key, value),) = sqlite3.connect(tmp_path / "c").execute("SELECT key, value FROM entries")
     assert "secret" not in key
     assert b"secret" not in zlib.decompress(value)
+
+
+class TestClients:
+    """What a user sees of it."""
+
+    @pytest.fixture
+    def answering(self, wire):
+        wire.answers(completed().raw)
+        return wire
+
+    def test_an_answer_is_asked_for_once(self, answering, tmp_path):
+        cache = Cache(tmp_path / "c")
+        with Client(answering.url, model="m", dialect="openai", cache=cache) as client:
+            first, second = (client.chat("Hi", temperature=0) for _ in range(2))
+            assert (first.cached, second.cached) == (False, True)
+            assert (second.text, second.raw) == (first.text, first.raw)
+            assert len(answering.seen) == 1
+            client.chat("Hi", temperature=0, cache=False)
+            client.chat("Hi", temperature=1)
+            client.chat("Hi", temperature=1)
+            assert len(answering.seen) == 4
+        cache.close()
+
+    def test_frameworks_endpoints_and_keys_share_it(self, answering, other_wire, tmp_path):
+        other_wire.answers(completed().raw)
+        with Client(answering.url, model="m", dialect="openai", cache=tmp_path / "c", api_key="a") as client:
+            client.chat("Hi", seed=1)
+        with Client(other_wire.url, model="m", dialect="vllm", cache=tmp_path / "c", api_key="b") as client:
+            assert client.chat("Hi", seed=1).cached
+        assert not other_wire.seen
+
+    async def test_the_asynchronous_client(self, answering, tmp_path):
+        for cached in (False, True):
+            async with AsyncClient(
+                answering.url, model="m", dialect="openai", cache=tmp_path / "c"
+            ) as client:
+                assert (await client.chat("Hi", seed=1)).cached is cached
+
+    def test_errors_and_unfinished_answers_are_not_kept(self, wire):
+        with Client(wire.url, model="m", dialect="openai", cache=Cache(), max_retries=0) as client:
+            wire.handler = lambda seen, reply: reply.json({"error": {"message": "no"}}, status=500)
+            with pytest.raises(ServerError):
+                client.chat("Hi", seed=1)
+            wire.answers(completed("abort").raw, completed("stop").raw)
+            assert not client.chat("Hi", seed=1).cached
+            assert not client.chat("Hi", seed=1).cached
+            assert client.chat("Hi", seed=1).cached
+
+    def test_a_damaged_entry_is_asked_for_anew(self, answering, caplog):
+        cache = Cache()
+        with Client(answering.url, model="m", dialect="openai", cache=cache) as client:
+            client.chat("Hi", seed=1)
+            cache.put(cache_key(chat([{"role": "user", "content": "Hi"}], seed=1)), b"garbage")
+            assert not client.chat("Hi", seed=1).cached
+            assert client.chat("Hi", seed=1).cached
+        assert "damaged" in caplog.text

@@ -36,7 +36,7 @@ class Plan:
     Attributes:
         requests: in the input.
         done: of them, by earlier runs.
-        todo: offset and number of each line that is left, one after the other.
+        todo: offset and number of each line that is left, one after the other; what failed before is last.
     """
 
     requests: int = 0
@@ -61,6 +61,7 @@ def make_plan(
     plan = Plan()
     seen: dict[str, int] = {}
     failed_before: set[str] = set()
+    again = array("Q")
     first_bad: InputLine | None = None
     usable = False
     for offset, number, raw in _raw_lines(source):
@@ -80,9 +81,11 @@ def make_plan(
                     raise _changed(f"line {number} (`custom_id` {line.custom_id!r})", name, out)
                 plan.done += 1
                 continue
-        plan.todo.extend((offset, number))
         if isinstance(errors, ErrorFile) and line.id in errors:
             failed_before.add(line.id)
+            again.extend((offset, number))
+        else:
+            plan.todo.extend((offset, number))
     if done:
         raise _changed(f"the line with `custom_id` {next(iter(done))!r}", name, out)
     if first_bad is not None and not usable:
@@ -91,6 +94,9 @@ def make_plan(
             hint='A line looks like {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", '
             '"body": {"messages": [{"role": "user", "content": "Hello"}]}}.',
         )
+    plan.todo.extend(
+        again
+    )  # last: what failed may fail slowly again, and new requests should not wait for it
     if isinstance(errors, ErrorFile):
         errors.begin(failed_before)
     if isinstance(out, LineFile) and not resume:
