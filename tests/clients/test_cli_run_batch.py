@@ -19,11 +19,7 @@ from typer.testing import CliRunner
 
 from myllm.cli.run_batch import run_batch
 
-COMMAND = [
-    sys.executable,
-    "-c",
-    "import typer; from myllm.cli.run_batch import run_batch; typer.run(run_batch)",
-]
+COMMAND = [sys.executable, "-m", "myllm", "run-batch"]
 app = typer.Typer()
 app.command()(run_batch)
 

@@ -94,9 +94,8 @@ def make_plan(
             hint='A line looks like {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", '
             '"body": {"messages": [{"role": "user", "content": "Hello"}]}}.',
         )
-    plan.todo.extend(
-        again
-    )  # last: what failed may fail slowly again, and new requests should not wait for it
+    # Last: it may fail slowly again, and new requests should not wait for it.
+    plan.todo.extend(again)
     if isinstance(errors, ErrorFile):
         errors.begin(failed_before)
     if isinstance(out, LineFile) and not resume:
