@@ -88,6 +88,10 @@ _ROLES = {
     "merge_system": 'message_policy="merge_system"` puts',
 }
 
+_NO_EMBEDDINGS = (
+    "This server makes no embeddings: start it with a model that does (vLLM: `--runner pooling`, llama-server: "
+    "`--embeddings`)."
+)
 _HTML = re.compile(r"<html.*?<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 # vLLM: "(parameter=n, value=0)" and "'loc': 'body.n'"; llama-cpp-python: "'loc': ('body', 'n')";
 # llama.cpp: "Field 'n': …".
@@ -130,6 +134,8 @@ def error_from_reply(
         hint: str | None = f"It redirects to {target!r}: use that as the URL if you trust it."
     else:
         hint = hint_for(reply.status, words or "", _model_of(send), served)
+        if reply.status in (404, 405, 501) and "embed" in send.request.path and "model" not in (words or ""):
+            hint = _NO_EMBEDDINGS
     cls: type[APIStatusError] = error_class_for_status(reply.status)
     return cls(message, hint=hint, **context)
 

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from myllm import AsyncClient, Client, InvalidResponseError, UnsupportedFeatureError
+from myllm import AsyncClient, Client, InvalidResponseError, NotFoundError, UnsupportedFeatureError
 
 PATH = "/v1/embeddings"
 LLAMA_SERVER = {"/v1/models": "llama-server/models.json", "/props": "llama-server/props.json"}
@@ -98,3 +98,12 @@ async def test_the_async_client_does_the_same(replay):
     wire = replay({PATH: "sglang/embeddings.json"})
     async with AsyncClient(wire.url, model="m", dialect="sglang") as client:
         assert (await client.embed(["a", "b"])).vectors == [[0.25, -0.5], [0.75, 1.0]]
+
+
+def test_a_server_without_embeddings_is_told_what_it_wants(wire):
+    wire.handler = lambda seen, reply: reply.json(
+        {"detail": "Not Found"}, 404
+    )  # as vLLM 0.32 with a generative model
+    with Client(wire.url, model="m", dialect="vllm") as client:
+        with pytest.raises(NotFoundError, match="--runner pooling"):
+            client.embed("x")
