@@ -13,12 +13,35 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .balancer import Breaker, EndpointStatus
-    from .cache import Cache
-    from .cassette import Cassette
-    from .client import AsyncClient, Client
-    from .compat import HFClientSGLang, HFClientTGI, HFClientVLLM
-    from .endpoints import Endpoint
+    from .balancer import (
+        Breaker,
+        EndpointStatus,
+    )
+    from .base import (
+        EndpointTable,
+    )
+    from .batch import (
+        BatchResult,
+    )
+    from .cache import (
+        Cache,
+        CacheStats,
+    )
+    from .cassette import (
+        Cassette,
+    )
+    from .client import (
+        AsyncClient,
+        Client,
+    )
+    from .compat import (
+        HFClientSGLang,
+        HFClientTGI,
+        HFClientVLLM,
+    )
+    from .endpoints import (
+        Endpoint,
+    )
     from .errors import (
         AllEndpointsDown,
         APIStatusError,
@@ -44,16 +67,33 @@ if TYPE_CHECKING:
         UnsupportedFeatureError,
         ValidationError,
     )
-    from .hooks import CallRecord, Hook
-    from .server import Server
-    from .stream import AsyncStream, Stream
-    from .transport.options import HTTPOptions
-    from .transport.pool import AsyncPoolTransport, PoolTransport
+    from .hooks import (
+        CallRecord,
+        Hook,
+    )
+    from .options import (
+        CallOptions,
+    )
+    from .server import (
+        Server,
+    )
+    from .stream import (
+        AsyncStream,
+        Stream,
+    )
+    from .transport.options import (
+        HTTPOptions,
+    )
+    from .transport.pool import (
+        AsyncPoolTransport,
+        PoolTransport,
+    )
     from .types import (
         ChatChunk,
         ChatCompletion,
         Completion,
         CompletionChunk,
+        Detokenized,
         Embeddings,
         Message,
         ModelInfo,
@@ -62,14 +102,22 @@ if TYPE_CHECKING:
         ToolCall,
         Usage,
     )
-    from .wire import ServerInfo, Timeout
+    from .wire import (
+        ServerInfo,
+        Timeout,
+    )
 
 _HOMES = {
     "balancer": (
         "Breaker",
         "EndpointStatus",
     ),
-    "cache": ("Cache",),
+    "base": ("EndpointTable",),
+    "batch": ("BatchResult",),
+    "cache": (
+        "Cache",
+        "CacheStats",
+    ),
     "cassette": ("Cassette",),
     "client": (
         "AsyncClient",
@@ -110,6 +158,7 @@ _HOMES = {
         "CallRecord",
         "Hook",
     ),
+    "options": ("CallOptions",),
     "server": ("Server",),
     "stream": (
         "AsyncStream",
@@ -125,6 +174,7 @@ _HOMES = {
         "ChatCompletion",
         "Completion",
         "CompletionChunk",
+        "Detokenized",
         "Embeddings",
         "Message",
         "ModelInfo",
@@ -148,8 +198,11 @@ __all__ = [
     "AsyncStream",
     "AuthenticationError",
     "BadRequestError",
+    "BatchResult",
     "Breaker",
     "Cache",
+    "CacheStats",
+    "CallOptions",
     "CallRecord",
     "Cassette",
     "CassetteMiss",
@@ -162,9 +215,11 @@ __all__ = [
     "ConnectTimeoutError",
     "ConstraintNotEnforced",
     "ContextLengthError",
+    "Detokenized",
     "Embeddings",
     "Endpoint",
     "EndpointStatus",
+    "EndpointTable",
     "HFClientSGLang",
     "HFClientTGI",
     "HFClientVLLM",

@@ -24,6 +24,8 @@ what to do. None of them ever holds an API key.
     │   ├── RateLimitError 429
     │   ├── OverloadedError 503
     │   └── ServerError 5xx
+    ├── BatchFileError, ServerUnreachable       a batch file cannot be used; its server is gone (`myllm.batch`)
+    ├── CassetteMiss                            a cassette has no such exchange (`myllm.cassette`)
     ├── ServerStartError                        `myllm.Server` could not start its process
     ├── CassetteMiss                            a cassette replays, and has no answer to this request
     └── MissingExtraError (ImportError)         an optional part of the product is not installed
