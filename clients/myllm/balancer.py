@@ -24,7 +24,7 @@ from .errors import (
     MyLLMError,
     RequestTimeoutError,
 )
-from .policies import Policy, get_policy
+from .policies import Affinity, Policy, get_policy
 from .wire import ServerInfo
 
 _FAILURES = frozenset({500, 502, 503, 504})
@@ -146,6 +146,10 @@ class Lease:
         else:
             self.released()  # nothing was sent
 
+    def began(self) -> None:
+        """Say that the server has begun to answer, which ends a trial long before a stream ends."""
+        self._balancer._began(self.server)
+
     def succeeded(self) -> None:
         """Say that the server answered, be it with a refusal: it lives."""
         self._balancer._end(self, "succeeded")
@@ -173,6 +177,7 @@ class Balancer:
     policy: Policy = field(default_factory=lambda: get_policy("round_robin"))
     breaker: Breaker | None = field(default_factory=Breaker)
     clock: Callable[[], float] = time.monotonic
+    _sessions: Affinity = field(init=False, default_factory=Affinity)
     _servers: list[ServerState] = field(init=False)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
@@ -188,7 +193,7 @@ class Balancer:
 
         Args:
             tried: servers that have failed this call already.
-            key: see `Policy.choose`.
+            key: see `Policy.choose`; calls with one go by affinity whatever the policy.
         """
         with self._lock:
             now = self.clock()
@@ -198,8 +203,7 @@ class Balancer:
                 fresh = [s for s in self._servers if s.endpoint not in tried] or self._servers
                 ready = [s for s in fresh if s.open_until is None]
                 due = [s for s in fresh if s.open_until is not None and now >= s.open_until and not s.trial]
-                candidates = due[:1] or ready or fresh
-                chosen = candidates[self.policy.choose(candidates, key) if len(candidates) > 1 else 0]
+                chosen = self._choose(due[:1] or ready or fresh, key)
             chosen.trial = chosen.open_until is not None
             return self._leased(chosen)
 
@@ -214,7 +218,14 @@ class Balancer:
             others = [s for s in self._servers if s.endpoint != than and s.open_until is None]
             if not others:
                 return None
-            return self._leased(others[self.policy.choose(others, key)])
+            return self._leased(self._choose(others, key))
+
+    def _choose(self, candidates: Sequence[ServerState], key: str | None) -> ServerState:
+        if len(candidates) == 1:
+            return candidates[0]
+        # A session keeps to its server under every policy.
+        policy = self.policy if key is None or self.policy.keyed else self._sessions
+        return candidates[policy.choose(candidates, key)]
 
     def _leased(self, server: ServerState) -> Lease:
         if server.under != tap.changes:
@@ -258,6 +269,11 @@ class Balancer:
             reopens_in=None if open_until is None else max(0.0, open_until - now),
             server=server.info,
         )
+
+    def _began(self, server: ServerState) -> None:
+        with self._lock:
+            server.trial = False
+            self._close(server)
 
     def _end(
         self,

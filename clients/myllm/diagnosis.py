@@ -89,8 +89,8 @@ _ROLES = {
 }
 
 _NO_EMBEDDINGS = (
-    "This server makes no embeddings: start it with a model that does (vLLM: `--runner pooling`, llama-server: "
-    "`--embeddings`)."
+    "This server makes no embeddings: start it with a model that does (vLLM: `--runner pooling`, "
+    "llama-server: `--embeddings`)."
 )
 _HTML = re.compile(r"<html.*?<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 # vLLM: "(parameter=n, value=0)" and "'loc': 'body.n'"; llama-cpp-python: "'loc': ('body', 'n')";

@@ -24,7 +24,7 @@ what to do. None of them ever holds an API key.
     │   ├── RateLimitError 429
     │   ├── OverloadedError 503
     │   └── ServerError 5xx
-    ├── BatchFileError, ServerUnreachable       a batch file cannot be used; its server is gone (`myllm.batch`)
+    ├── BatchFileError, ServerUnreachable       a batch file that cannot be used; its server is gone
     ├── CassetteMiss                            a cassette has no such exchange (`myllm.cassette`)
     ├── ServerStartError                        `myllm.Server` could not start its process
     ├── CassetteMiss                            a cassette replays, and has no answer to this request

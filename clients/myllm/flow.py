@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import constraints
@@ -37,6 +37,7 @@ def answer_flow(route: Route, call: Call) -> Flow[Any]:
         answer = yield from _recalled(call, key)
         if answer is not None:
             return answer
+        yield from job.keep_to_the_rate()
         done = yield from job.run()
         last = done.replies[-1]
         with located(done.endpoint, job.request_id):
@@ -84,6 +85,7 @@ def stream_flow(route: Route, call: Call) -> Flow[Opened]:
                 stored=stored,
                 parser=StreamParser(job.call, reader, stored.endpoint or "", job.request_id, _ended(job)),
             )
+        yield from job.keep_to_the_rate()
         done = yield from job.run(stream=True)
         (reply,) = done.replies
         kind = reply.headers.get("content-type", "text/event-stream")
@@ -143,8 +145,8 @@ def _key(job: Job) -> Flow[str | None]:
     cache = job.route.cache
     if cache is None or not job.call.cache:
         return None
-    yield from job.name_model()
-    return cache_key(job.call) if is_cacheable(job.call, sampled=cache.sampled) else None
+    call = replace(job.call, model=(yield from job.model_name()))
+    return cache_key(call) if is_cacheable(call, sampled=cache.sampled) else None
 
 
 def _recalled(call: Call, key: str | None) -> Flow[Any]:

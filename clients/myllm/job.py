@@ -46,6 +46,8 @@ Flow = Generator[Action, Reply | bytes | None, T]
 RETRIED_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
 LONGEST_WAIT = 60.0
 """Seconds; a server that asks for more with `Retry-After` is not waited for: the caller decides."""
+LONGEST_QUESTION = 30.0
+"""Seconds that a server gets to say what it is or what it serves."""
 TRIAL_CONNECT = 1.0
 """Seconds that a server which was down gets to accept its trial's connection, while others could have it."""
 
@@ -126,7 +128,6 @@ class Job:
 
     def run(self, build: Build = _requests, *, stream: bool = False) -> Flow[Done]:
         """Send what a call is made of until it is answered, or may not be tried again."""
-        yield from self._keep_to_the_rate()
         plan: list[WireRequest] = []
         replies: list[Reply] = []
         while True:
@@ -142,8 +143,7 @@ class Job:
                 while len(replies) < len(plan):
                     reply = yield from self._exchange(lease, plan[len(replies)], dialect, stream)
                     replies.append(reply)
-                if not stream:
-                    lease.succeeded()
+                lease.began() if stream else lease.succeeded()
                 self.route.budget.succeeded()
                 return Done(call=call, dialect=dialect, server=server, replies=replies, lease=lease)
             except MyLLMError as exc:
@@ -155,11 +155,14 @@ class Job:
                 lease.released()
                 raise
 
-    def name_model(self) -> Flow[None]:
-        """Fill in the model where the caller named none: the first one that the server serves."""
-        if self.call.model is None:
-            done = yield from self.run(lambda dialect, call, server: [])
-            self.call = done.call
+    def model_name(self) -> Flow[str | None]:
+        """Return the call's model, or where the caller named none the first one that is served."""
+        known = [self.call.model, *(server.model for server in self.route.balancer.servers())]
+        for name in known:
+            if name is not None:
+                return name
+        done = yield from self.run(lambda dialect, call, server: [])
+        return done.call.model
 
     def _server(self, lease: Lease) -> Flow[tuple[Dialect, ServerInfo]]:
         """Return what a server is, asking it where that must be known and is not."""
@@ -269,6 +272,8 @@ class Job:
 
     def _send(self, endpoint: Endpoint, request: WireRequest, *, stream: bool = False) -> Send:
         timeout = self.call.timeout
+        if request.method == "GET":  # questions, which a server that works answers at once
+            timeout = replace(timeout, first_byte=_least(timeout.first_byte, LONGEST_QUESTION))
         if self.deadline is not None and self.route.clock() >= self.deadline:
             raise RequestTimeoutError(
                 f"The deadline of {timeout.total:g} s passed before the request could be sent.",
@@ -349,7 +354,8 @@ class Job:
         _log.debug("%s: %s Next try in %.2f s.", endpoint.url, error, wait)
         return wait
 
-    def _keep_to_the_rate(self) -> Flow[None]:
+    def keep_to_the_rate(self) -> Flow[None]:
+        """Wait for the call's place under `requests_per_second`."""
         if self.route.limiter is None:
             return
         wait = self.route.limiter.reserve(self.call.timeout.total)
@@ -439,6 +445,10 @@ class _Retrying:
         self._state.prepare_for_next_attempt()
         self._policy.iter(retry_state=self._state)
         return float(wait)
+
+
+def _least(limit: float | None, other: float) -> float:
+    return other if limit is None else min(limit, other)
 
 
 def is_retryable(error: BaseException) -> bool:

@@ -98,6 +98,16 @@ def test_a_trial_that_was_cancelled_says_nothing_and_the_next_call_is_one(balanc
     assert balancer.take().endpoint == A
 
 
+def test_a_trial_that_is_a_stream_ends_when_it_begins(balancer, clock):
+    fail(balancer, A, ConnectError("refused"))
+    clock.now += 1.1
+    stream = balancer.take()
+    stream.began()
+    assert states(balancer) == ["closed", "closed"]
+    assert balancer.status()[0].in_flight == 1
+    assert {balancer.take().endpoint for _ in range(2)} == {A, B}
+
+
 def test_when_all_are_open_calls_go_out_all_the_same(balancer):
     for endpoint in (A, B):
         fail(balancer, endpoint, ConnectError("refused"))

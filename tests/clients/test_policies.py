@@ -73,7 +73,7 @@ ANSWER = {"choices": [{"index": 0, "message": {"content": "Hi"}, "finish_reason"
 def test_calls_of_a_session_go_to_one_server_whatever_the_policy(wire, other_wire):
     wire.answers(ANSWER)
     other_wire.answers(ANSWER)
-    with Client([wire.url, other_wire.url], model="m", dialect="vllm", policy="affinity") as client:
+    with Client([wire.url, other_wire.url], model="m", dialect="vllm") as client:
         for number in range(12):
             client.chat(f"{number}", session="one user's")
         assert sorted((len(wire.seen), len(other_wire.seen))) == [0, 12]
