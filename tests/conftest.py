@@ -19,6 +19,8 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 os.environ["DSPY_CACHEDIR"] = tempfile.mkdtemp(prefix="myllm-dspy-cache-")
 os.environ["AUTOGEN_USE_DOCKER"] = "0"
 for _name in list(os.environ):
+    if _name == "MYLLM_LIVE_SERVERS":
+        continue
     if _name.lower() in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") or _name.startswith(
         ("MYLLM_", "OPENAI_")
     ):

@@ -56,7 +56,10 @@ def test_bytes_cut_anywhere_give_the_same(wire):
 
 async def test_async_chunks_and_the_whole(wire):
     wire.streams(*WHOLE)
-    async with AsyncClient(wire.url, dialect="vllm", model="m") as client, await client.stream_chat("x") as stream:
+    async with (
+        AsyncClient(wire.url, dialect="vllm", model="m") as client,
+        await client.stream_chat("x") as stream,
+    ):
         assert [c.text async for c in stream] == ["", "Hé", "llo", ""]
         assert (await stream.final()).text == "Héllo"
         async with client.stream_chat("x") as stream:  # the way of the sync client
