@@ -130,8 +130,10 @@ def error_from_reply(
     if reply.status in (400, 413, 422, 500) and _TOO_LONG.search(f"{words} {said.type} {said.code}"):
         return _too_long(message, words or "", body, context)
     if reply.status < 400:
-        target = scrubbed(str(reply.headers.get("location")), secrets)
-        hint: str | None = f"It redirects to {target!r}: use that as the URL if you trust it."
+        target = scrubbed(reply.headers.get("location", ""), secrets)
+        hint: str | None = (
+            f"It redirects to {target!r}: use that as the URL if you trust it." if target else None
+        )
     else:
         hint = hint_for(reply.status, words or "", _model_of(send), served)
         if reply.status in (404, 405, 501) and "embed" in send.request.path and "model" not in (words or ""):

@@ -10,8 +10,8 @@ what to do. None of them ever holds an API key.
     ├── UnsupportedFeatureError                 the server's dialect cannot do it; nothing was sent
     ├── ConnectError (ConnectionError)          no connection
     │   ├── ConnectTimeoutError
-    │   └── AllEndpointsDown                    no server of several could be reached; `.errors` has each
-    one's ├── RequestTimeoutError (TimeoutError)      `.phase` says which wait ran out
+    │   └── AllEndpointsDown                    none of several servers could be reached; `.errors` says why
+    ├── RequestTimeoutError (TimeoutError)      `.phase` says which wait ran out
     │   └── ConnectTimeoutError
     ├── IncompleteStreamError                   the stream broke off; `.partial` holds what had come
     ├── InvalidResponseError                    an answer that is no answer of this API
@@ -25,7 +25,6 @@ what to do. None of them ever holds an API key.
     │   ├── OverloadedError 503
     │   └── ServerError 5xx
     ├── BatchFileError, ServerUnreachable       a batch file that cannot be used; its server is gone
-    ├── CassetteMiss                            a cassette has no such exchange (`myllm.cassette`)
     ├── ServerStartError                        `myllm.Server` could not start its process
     ├── CassetteMiss                            a cassette replays, and has no answer to this request
     └── MissingExtraError (ImportError)         an optional part of the product is not installed
