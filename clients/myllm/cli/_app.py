@@ -41,6 +41,12 @@ class _Commands(TyperGroup):
         """Return the commands' names."""
         return sorted({command.name for command in importlib.metadata.entry_points(group=_GROUP)})
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that is asked for; where there is none, load them all: the near ones are named."""
+        if args and args[0] not in (names := self.list_commands(ctx)):
+            self.commands.update({name: self.get_command(ctx, name) for name in names})
+        return super().resolve_command(ctx, args)
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Load a command; None where there is none of that name."""
         for command in importlib.metadata.entry_points(group=_GROUP, name=cmd_name):

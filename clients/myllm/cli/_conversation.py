@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import os
 import shlex
 import sys
 import uuid
@@ -213,7 +214,7 @@ class Conversation:
             return
         if len(self.messages) >= 2 and self.messages[-2]["content"] == self._question:
             self.messages = self.messages[:-2]
-        self._note(f"{_PROMPT}{self._question}")
+        self._note(f"Asked again: {self._question}")
         self._ask(self._question)
 
     def _set_model(self, rest: str) -> None:
@@ -228,7 +229,11 @@ class Conversation:
             self._note(f"{'*' if name == now else ' '} {name}")
 
     def _set_params(self, rest: str) -> None:
-        given = named_values(shlex.split(rest), "/params")
+        try:
+            words = shlex.split(rest)
+        except ValueError as exc:
+            raise InvalidParameterError(f"`/params {rest}`: {exc}.") from None
+        given = named_values(words, "/params")
         values = params.canonical(self.values) | params.canonical(given)
         values = {name: value for name, value in values.items() if value not in ("", None)}
         params.build(values)
@@ -243,7 +248,7 @@ class Conversation:
             raise InvalidParameterError("Where to? `/save FILE`.")
         head = [] if self.system is None else [{"role": "system", "content": self.system}]
         saved = {"model": self.model, "messages": head + self.messages, **self.values}
-        path = Path(rest).expanduser()
+        path = Path(os.path.expanduser(rest))  # noqa: PTH111 - which leaves `~nobody` as it is
         try:
             with path.open("x", encoding="utf-8") as file:
                 file.write(json.dumps(saved, indent=2, ensure_ascii=False) + "\n")

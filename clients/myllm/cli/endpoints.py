@@ -17,7 +17,7 @@ from rich.table import Table
 
 from ..client import Client
 from ..endpoints import resolve_endpoints
-from ..errors import AuthenticationError, InvalidParameterError, MyLLMError
+from ..errors import AuthenticationError, InvalidParameterError, MyLLMError, OverloadedError
 from . import _options as options
 from ._answers import printed_json
 from ._errors import FAILED, REFUSED, UNREACHABLE, guarded, told
@@ -72,7 +72,7 @@ def endpoints(
 
     \b
     Exit codes:
-      0  all are up                    3    none is up
+      0  all are up, with models       3    none is up
       1  some are up                   4    all refuse the key
       2  wrong usage                   130  interrupted
     """
@@ -113,17 +113,24 @@ def _look(client: Client) -> Row:
             raise info
     except AuthenticationError as exc:
         return Row(url=url, state="no access", latency_ms=latency, problem=told(exc))
+    except OverloadedError as exc:
+        return Row(url=url, state="not ready", latency_ms=latency, problem=told(exc))
     except MyLLMError as exc:
         return Row(url=url, state="down", problem=told(exc))
+    state, problem = "up", None
+    if health.status == 503:
+        state, problem = "not ready", "`/health` says 503: loading or draining."
+    elif not info.models:
+        state, problem = "no models", "It lists no model: is this the root of an LLM server?"
     return Row(
         url=url,
-        state="not ready" if health.status == 503 else "up",
+        state=state,
         kind=info.product or None,
         dialect=info.dialect,
         models=tuple(model.id for model in info.models),
         max_model_len=info.limits.get("max_model_len"),
         latency_ms=latency,
-        problem="`/health` says 503: loading or draining." if health.status == 503 else None,
+        problem=problem,
     )
 
 

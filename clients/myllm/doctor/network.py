@@ -39,7 +39,7 @@ def look_at_network(endpoint: Endpoint, http: HTTPOptions, timeout: float | None
     port = parts.port or (443 if parts.scheme == "https" else 80)
     if proxy is not None:
         host, port = proxy.url.host.decode(), proxy.url.port or 80
-    who = "the proxy " if proxy is not None else ""
+    who = "the proxy's " if proxy is not None else ""
     start = time.monotonic()
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -48,7 +48,7 @@ def look_at_network(endpoint: Endpoint, http: HTTPOptions, timeout: float | None
             check="dns",
             section="Connection",
             status="problem",
-            summary=f"{who}{host!r} is not known: {getattr(exc, 'strerror', None) or exc}",
+            summary=f"{who}host {host!r} is not known: {getattr(exc, 'strerror', None) or exc}",
             advice="Is the host's name right, and does this machine see its network (VPN, DNS)?",
         )
         return
@@ -57,7 +57,9 @@ def look_at_network(endpoint: Endpoint, http: HTTPOptions, timeout: float | None
         check="dns",
         section="Connection",
         status="ok",
-        summary=f"{who}{host} is {', '.join(addresses)}",
+        summary=f"{who}{host} is {', '.join(addresses)}"
+        if [host] != addresses
+        else f"{who}{host}, an address",
         seconds=time.monotonic() - start,
         data={"host": host, "addresses": addresses},
     )
@@ -94,6 +96,8 @@ def _connect(
     if isinstance(error, ConnectionRefusedError):
         summary = f"{who}port {port} refuses connections: nothing listens there"
         advice = f"Start a server (`myllm serve --port {port}`), or correct the port."
+        if who:
+            advice = "Is the proxy running, and its variable right? `NO_PROXY` names hosts that need none."
     elif isinstance(error, TimeoutError):
         summary = f"{who}port {port} gave no answer within {timeout:g} s"
         advice = "A firewall, a wrong address, or a machine that is off: does `ping` reach it?"

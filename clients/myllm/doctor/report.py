@@ -82,7 +82,7 @@ def failure(
 ) -> Finding:
     """Return the finding that an error is: its words, and its hint as the advice."""
     words = error.server_message
-    summary = f"status {error.status}: {words}" if words and error.status else error.message
+    summary = f"status {error.status}: {words}" if words and error.status else error.message.rstrip(".")
     hint = advice or error.hint
     if hint is None and status == "problem":
         hint = "The server's log tells more."

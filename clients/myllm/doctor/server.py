@@ -49,7 +49,9 @@ def look_at_http(client: Client) -> Finding:
     elif 300 <= reply.status < 400:
         status, summary = "problem", f"redirects to {reply.headers.get('location')!r}"
         advice = "Use that as the URL if you trust it: redirects are not followed, for the key's sake."
-    elif reply.status >= 300:
+    elif reply.status in (401, 403):
+        summary = f"answers (status {reply.status})"
+    elif reply.status >= 400:
         summary = f"answers, and has no `/health` to ask (status {reply.status})"
     return Finding(
         check="http",
