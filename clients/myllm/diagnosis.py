@@ -138,6 +138,8 @@ def error_from_reply(
         hint = hint_for(reply.status, words or "", _model_of(send), served)
         if reply.status in (404, 405, 501) and "embed" in send.request.path and "model" not in (words or ""):
             hint = _NO_EMBEDDINGS
+        if reply.status == 401 and send.endpoint.api_key is not None:
+            hint = "The server does not take the key that was sent: `api_key=`, or `MYLLM_API_KEY`."
     cls: type[APIStatusError] = error_class_for_status(reply.status)
     return cls(message, hint=hint, **context)
 

@@ -170,6 +170,6 @@ def resolve_endpoints(
     if port is not None:
         return endpoints_from(base_url or LOCALHOST, port, key or None)
     url: UrlSpec | None = base_url or env.get("MYLLM_BASE_URL")
-    if url is None and (url := env.get("OPENAI_BASE_URL")):
+    if not url and (url := env.get("OPENAI_BASE_URL")):
         key = key or env.get("OPENAI_API_KEY")
     return endpoints_from(url or DEFAULT_URL, None, key or None)

@@ -270,7 +270,7 @@ def test_a_reader_of_stdout_that_leaves_is_no_traceback(job):
     process.stdout.readline()
     process.stdout.close()
     stderr = process.stderr.read()
-    assert process.wait(10) == 4
+    assert process.wait(10) == 5
     assert "Traceback" not in stderr
     assert "Broken pipe" in stderr
 
@@ -650,7 +650,7 @@ def test_a_key_that_is_refused_stops_the_run(job, wire):
     wire.handler = lambda seen, reply: reply.json({"error": {"message": "who?"}}, status=401)
     job.write(*(request(str(i)) for i in range(300)))
     done = job.run("--concurrency", "4")
-    assert done.exit_code == 2
+    assert done.exit_code == 4
     assert "MYLLM_API_KEY" in done.stderr
     assert len(wire.seen) < 10
     assert job.failures() == []
@@ -664,7 +664,7 @@ def test_a_full_disk_stops_the_run_with_whole_lines_only(job, wire):
 
     process = job.start("--concurrency", "4", preexec_fn=small_disk)
     _, stderr = process.communicate(timeout=20)
-    assert process.returncode == 4, stderr
+    assert process.returncode == 5, stderr
     assert "Traceback" not in stderr
     assert str(job.out) in stderr
     written = len(job.answers())

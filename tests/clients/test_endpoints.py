@@ -117,3 +117,8 @@ def test_a_bad_proxy_is_typed_and_shows_no_secret():
     with pytest.raises(InvalidParameterError) as caught:
         HTTPOptions(proxy="user:secret@host:1")
     assert "secret" not in str(caught.value)
+
+
+def test_an_empty_variable_is_none():
+    (endpoint,) = resolve_endpoints(None, None, {"MYLLM_BASE_URL": "", "OPENAI_BASE_URL": "http://a:1/v1"})
+    assert endpoint.url == "http://a:1"

@@ -113,6 +113,13 @@ def test_a_black_hole_answers_within_the_connect_timeout(black_hole):
     assert isinstance(caught.value, TimeoutError)
 
 
+def test_a_black_hole_is_a_connect_timeout_whichever_limit_ended_it(black_hole):
+    with Client(f"http://127.0.0.1:{black_hole}", dialect="vllm", timeout=0.3) as client:
+        with pytest.raises(myllm.ConnectTimeoutError, match=r"within 0\.3 s") as caught:
+            client.chat("x", model="m")
+    assert caught.value.phase == "connect"
+
+
 def test_an_unknown_host_is_said_to_be_unknown():
     with (
         Client("http://no-such-host.invalid", max_retries=0) as client,

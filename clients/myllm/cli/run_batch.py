@@ -21,8 +21,15 @@ from ..batch.job import Job, Plan, ServerUnreachable, make_plan
 from ..batch.progress import reporting
 from ..client import AsyncClient
 from ..errors import AuthenticationError, InvalidParameterError
+from ._errors import INTERRUPTED, REFUSED, UNREACHABLE, UNWRITABLE, USAGE
+from ._options import ApiKey, Dialect, Urls
 
-_EXIT_CODES = {"interrupted": 130, "unreachable": 3, "refused": 2, "unwritable": 4}
+_EXIT_CODES = {
+    "interrupted": INTERRUPTED,
+    "unreachable": UNREACHABLE,
+    "refused": REFUSED,
+    "unwritable": UNWRITABLE,
+}
 _SERVER = "Server"
 _FILES = "Files"
 
@@ -72,31 +79,18 @@ def run_batch(
             "--ordered", help="Write in the order of the input, not of the answers.", rich_help_panel=_FILES
         ),
     ] = False,
-    base_url: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Where the server is; repeat it for several of one model. "
-            "Default: MYLLM_BASE_URL, OPENAI_BASE_URL, http://localhost:8000.",
-            rich_help_panel=_SERVER,
-        ),
-    ] = None,
+    url: Urls = None,
     model: Annotated[
         str | None,
         typer.Option(
+            "--model",
+            "-m",
             help="Model of the requests that name none. Default: the first one that the server serves.",
             rich_help_panel=_SERVER,
         ),
     ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            help="The server's key; better in MYLLM_API_KEY, out of sight.", rich_help_panel=_SERVER
-        ),
-    ] = None,
-    dialect: Annotated[
-        str | None,
-        typer.Option(help="Kind of server. Default: found out by asking it.", rich_help_panel=_SERVER),
-    ] = None,
+    api_key: ApiKey = None,
+    dialect: Dialect = "auto",
     concurrency: Annotated[
         int, typer.Option("--concurrency", "-c", min=1, help="Requests in flight.", rich_help_panel=_SERVER)
     ] = 64,
@@ -145,18 +139,18 @@ def run_batch(
     Examples:
       myllm run-batch -i requests.jsonl -o answers.jsonl
       myllm run-batch -i in.jsonl -o out.jsonl -c 256 \\
-          --base-url http://gpu1:8000 --base-url http://gpu2:8000
+          -u http://gpu1:8000 -u http://gpu2:8000
       make-requests | myllm run-batch -i - -o - | use-answers
 
     \b
     Exit codes:
       0  every request was answered     3    no server could be reached
-      1  some requests failed           4    the output could not be written
-      2  wrong usage, files or key      130  interrupted
+      1  some requests failed           4    key missing, wrong or not allowed
+      2  wrong usage or files           5    the output could not be written
+                                        130  interrupted
     """
-    client: dict[str, Any] = {"base_url": base_url, "model": model, "api_key": api_key}
-    client |= {"max_retries": retries}
-    client |= {name: v for name, v in (("dialect", dialect), ("timeout", timeout)) if v is not None}
+    client: dict[str, Any] = {"base_url": url, "model": model, "api_key": api_key, "dialect": dialect}
+    client |= {"max_retries": retries} | ({} if timeout is None else {"timeout": timeout})
     settings = _Settings(
         source=source,
         output=output,
@@ -172,12 +166,12 @@ def run_batch(
         code = _run(settings)
     except (BatchFileError, InvalidParameterError) as exc:
         _say(f"myllm run-batch: {exc}")
-        code = 2
+        code = USAGE
     except OSError as exc:
         _say(f"myllm run-batch: {_words(exc)}.")
-        code = 4
+        code = UNWRITABLE
     except KeyboardInterrupt:
-        code = 130
+        code = INTERRUPTED
     raise typer.Exit(code)
 
 

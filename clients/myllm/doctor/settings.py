@@ -39,10 +39,9 @@ def sources(url: str | None, api_key: str | None, environ: Mapping[str, str] = o
     given: str | None = url
     source = "argument"
     if not url:
-        # An empty MYLLM_BASE_URL hides OPENAI_BASE_URL; it means the default.
-        names = [n for n in ("MYLLM_BASE_URL", "OPENAI_BASE_URL") if environ.get(n) is not None]
-        source = names[0] if names and environ[names[0]] else "default"
-        given = environ[source] if source != "default" else None
+        names = [name for name in ("MYLLM_BASE_URL", "OPENAI_BASE_URL") if environ.get(name)]
+        source = names[0] if names else "default"
+        given = environ[source] if names else None
     keys = ("MYLLM_API_KEY", *(("OPENAI_API_KEY",) if source == "OPENAI_BASE_URL" else ()))
     key = "argument" if api_key else next((name for name in keys if environ.get(name)), "none")
     return Sources(given=given, url=source, key=key)

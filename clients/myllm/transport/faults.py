@@ -41,18 +41,19 @@ def error_from_httpcore(exc: Exception, action: Send, waits: Waits | None = None
     """
     url = action.endpoint.url
     context: dict[str, Any] = {"endpoint": url, "request_id": action.request_id}
+    if isinstance(exc, httpcore.ConnectTimeout):
+        waited = min(s for s in (action.timeout.connect, action.timeout.total) if s is not None)
+        return ConnectTimeoutError(
+            f"{url} did not accept a connection within {waited:g} s.",
+            hint="Is the host right and reachable? `timeout=Timeout(connect=…)` allows more time.",
+            **context,
+        )
     timed_out = isinstance(exc, httpcore.TimeoutException)
     if timed_out and action.deadline is not None and time.monotonic() >= action.deadline - 0.001:
         return deadline_error(action)
     if isinstance(exc, httpcore.LocalProtocolError | httpcore.UnsupportedProtocol):
         # Its words may hold a header's value, and so a key.
         return InvalidParameterError("The request cannot be sent: a header or the URL is malformed.")
-    if isinstance(exc, httpcore.ConnectTimeout):
-        return ConnectTimeoutError(
-            f"{url} did not accept a connection within {action.timeout.connect:g} s.",
-            hint="Is the host right and reachable? `timeout=Timeout(connect=…)` allows more time.",
-            **context,
-        )
     if isinstance(exc, httpcore.PoolTimeout):
         return RequestTimeoutError(
             f"No free place for a request to {url} before the deadline.",
@@ -118,4 +119,4 @@ def _os_error(exc: BaseException) -> BaseException | None:
 
 
 def _words(exc: BaseException) -> str:
-    return str(exc) or type(exc).__name__
+    return str(exc).rstrip(".") or type(exc).__name__
