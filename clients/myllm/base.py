@@ -16,11 +16,11 @@ from .endpoints import Endpoint, UrlSpec, resolve_endpoints
 from .errors import InvalidParameterError
 from .headers import checked
 from .hooks import Hook
-from .job import Route
 from .limits import RateLimiter
 from .messages import MessagePolicy, checked_messages, checked_policy
 from .options import TimeoutLike
 from .policies import Policy, get_policy
+from .route import Route
 from .transport.options import HTTPOptions
 from .wire import Call, Kind, Timeout
 

@@ -14,7 +14,8 @@ from .errors import (
     UnsupportedFeatureError,
 )
 from .flow import answer_flow, models_flow
-from .job import Flow, Route
+from .job import Flow
+from .route import Route
 from .types import Tokens
 from .wire import Call
 

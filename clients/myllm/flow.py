@@ -17,8 +17,10 @@ from .balancer import Lease
 from .cache import cache_key, dump, is_cacheable, is_complete, load
 from .dialects import get_dialect
 from .errors import InvalidResponseError, MyLLMError
-from .job import Flow, Job, Route, located, model_list
+from .job import Flow, Job
 from .params import Parameters
+from .reading import located, model_list
+from .route import Route
 from .stream import StreamParser
 from .types import Answer, ChatCompletion, Completion, ModelInfo
 from .wire import Call, Recall, Remember, ServerInfo, Timeout, WireRequest
@@ -30,7 +32,7 @@ _NO_PARAMETERS = Parameters()
 def answer_flow(route: Route, call: Call) -> Flow[Any]:
     """Run a call that is answered whole, from the cache where that has the answer."""
     job = Job(route, call)
-    job.begin()
+    job.watch.begin()
     answer: Answer | None = None
     try:
         key = yield from _key(job)
@@ -50,10 +52,10 @@ def answer_flow(route: Route, call: Call) -> Flow[Any]:
             yield Remember(key=key, value=dump(answer))
         return answer
     except BaseException as exc:
-        job.end(answer=answer, error=exc)
+        job.watch.end(answer=answer, error=exc)
         raise
     finally:
-        job.end(answer=answer)
+        job.watch.end(answer=answer)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,7 +77,7 @@ class Opened:
 def stream_flow(route: Route, call: Call) -> Flow[Opened]:
     """Open a stream: retried until its first byte, and never after it."""
     job = Job(route, call)
-    job.begin()
+    job.watch.begin()
     try:
         key = yield from _key(job)
         stored = yield from _recalled(call, key)
@@ -95,7 +97,7 @@ def stream_flow(route: Route, call: Call) -> Flow[Opened]:
             done.endpoint,
             reply.headers.get("x-request-id") or job.request_id,
             _ended(job, done.lease),
-            job.first_chunk,
+            job.watch.first_chunk,
             server=done.server,
             lines="ndjson" in kind,
         )
@@ -111,7 +113,7 @@ def stream_flow(route: Route, call: Call) -> Flow[Opened]:
             raise error
         return Opened(body=reply.stream, parser=parser, key=key)
     except BaseException as exc:
-        job.end(error=exc)
+        job.watch.end(error=exc)
         raise
 
 
@@ -170,6 +172,6 @@ def _ended(job: Job, lease: Lease | None = None) -> Callable[[Answer | None, Bas
             job.account(lease, error)
         elif lease is not None:
             lease.released() if answer is None else lease.succeeded()
-        job.end(answer=answer, error=error)
+        job.watch.end(answer=answer, error=error)
 
     return ended

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,3 +68,62 @@ class Hook:
 
 everywhere: tuple[Hook, ...] = ()
 """Hooks of all clients of this process, before each client's own."""
+
+
+class Watch:
+    """Tells the hooks of one call what happens to it; free of cost where there are none."""
+
+    def __init__(
+        self, hooks: Sequence[Hook], call: Call, request_id: str, clock: Callable[[], float]
+    ) -> None:
+        self._hooks = (*everywhere, *hooks)
+        self._clock = clock
+        self._record = CallRecord(call, request_id, clock()) if self._hooks else None
+        self.headers: dict[str, str] = {}
+
+    def begin(self) -> None:
+        """The call begins."""
+        if self._record is not None:
+            for hook in self._hooks:
+                hook.started(self._record)
+                self.headers.update(hook.headers(self._record))
+
+    def asks(self, server: ServerInfo) -> None:
+        """The call is for such a server."""
+        if self._record is not None:
+            self._record.server = server
+
+    def sends(self, send: Send) -> None:
+        """A request is about to be sent."""
+        if self._record is not None:
+            self._record.attempts += 1
+            self._record.endpoint = send.endpoint.url
+            for hook in self._hooks:
+                hook.sending(self._record, send)
+
+    def answered(self, endpoint: str) -> None:
+        """A server has answered well."""
+        if self._record is not None:
+            self._record.endpoint = endpoint
+
+    def failed(self, error: MyLLMError) -> None:
+        """A try failed."""
+        if self._record is not None:
+            for hook in self._hooks:
+                hook.failed(self._record, error)
+
+    def first_chunk(self) -> None:
+        """A stream has begun to tell."""
+        if self._record is not None:
+            self._record.first_chunk = self._clock()
+            for hook in self._hooks:
+                hook.first_chunk(self._record)
+
+    def end(self, answer: Answer | None = None, error: BaseException | None = None) -> None:
+        """The call ended; only the first time counts."""
+        if self._record is not None and self._record.ended is None:
+            self._record.ended = self._clock()
+            self._record.answer = answer
+            self._record.error = error if isinstance(error, MyLLMError) else None
+            for hook in self._hooks:
+                hook.ended(self._record)

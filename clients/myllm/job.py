@@ -6,82 +6,34 @@ The parts of a flow: a generator yields what it wants done, is sent the `Reply` 
 from __future__ import annotations
 
 import logging
-import time
-import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import tenacity
-
-from . import hooks, messages, tap
+from . import messages, tap
 from ._version import __version__
-from .balancer import Balancer, Lease
-from .cache import Cache
+from .balancer import Lease
 from .diagnosis import error_from_reply
 from .dialects import Dialect, get_dialect
-from .dialects._base import load_json
 from .dialects.detect import UndecidedError, detect
 from .endpoints import Endpoint
-from .errors import (
-    AllEndpointsDown,
-    APIStatusError,
-    ConnectError,
-    ContextLengthError,
-    InvalidResponseError,
-    MyLLMError,
-    NotFoundError,
-    RequestTimeoutError,
-)
+from .errors import APIStatusError, InvalidResponseError, MyLLMError, NotFoundError, RequestTimeoutError
 from .headers import merged
-from .hooks import CallRecord, Hook
-from .limits import RateLimiter, RetryBudget
-from .types import Answer, ModelInfo
-from .wire import Action, Call, Reply, Send, ServerInfo, Sleep, WireRequest
+from .hooks import Watch
+from .reading import located, model_list
+from .retry import Retries
+from .route import Route
+from .wire import Action, Call, Reply, Send, ServerInfo, Sleep, WireRequest, new_request_id
 
 T = TypeVar("T")
 Flow = Generator[Action, Reply | bytes | None, T]
 
-RETRIED_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
-LONGEST_WAIT = 60.0
-"""Seconds; a server that asks for more with `Retry-After` is not waited for: the caller decides."""
 LONGEST_QUESTION = 30.0
 """Seconds that a server gets to say what it is or what it serves."""
 TRIAL_CONNECT = 1.0
 """Seconds that a server which was down gets to accept its trial's connection, while others could have it."""
 
 _log = logging.getLogger("myllm")
-
-
-@dataclass(slots=True, kw_only=True)
-class Route:
-    """Where the calls of one client go, and how hard they try. Shared by its calls; thread-safe.
-
-    Attributes:
-        dialect: of all servers; None asks each server what it is.
-        hedge_after: seconds without an answer after which another server is asked too; None: never.
-        cache: whose rules say what is kept; the drivers do the keeping.
-        roles: message policies found out under "auto", by model, and when: see `tap.changes`.
-    """
-
-    balancer: Balancer
-    dialect: Dialect | None = None
-    max_retries: int = 2
-    budget: RetryBudget = field(default_factory=RetryBudget)
-    limiter: RateLimiter | None = None
-    hedge_after: float | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    message_policy: messages.MessagePolicy = "as_is"
-    hooks: Sequence[Hook] = ()
-    cache: Cache | None = None
-    clock: Callable[[], float] = time.monotonic
-    roles: dict[tuple[int, str | None], messages.MessagePolicy] = field(default_factory=dict)
-
-    @property
-    def endpoints(self) -> Sequence[Endpoint]:
-        """The servers."""
-        return self.balancer.endpoints
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,24 +66,23 @@ class Job:
     def __init__(self, route: Route, call: Call) -> None:
         self.route = route
         self.call = call
-        self.hooks = (*hooks.everywhere, *route.hooks)
         self.request_id = new_request_id()
         self.started = route.clock()
         self.deadline = None if call.timeout.total is None else self.started + call.timeout.total
-        self.record = CallRecord(call, self.request_id, self.started) if self.hooks else None
+        self.watch = Watch(route.hooks, call, self.request_id, route.clock)
         self._tries = 0
-        self._tried: dict[Endpoint, MyLLMError] = {}
+        self._retries = Retries(
+            route, started=self.started, deadline=self.deadline, connect=call.timeout.connect
+        )
         self._hedge: Lease | None = None
-        self._retrying: _Retrying | None = None
         self._key = _affinity_key(call) if call.session or route.balancer.policy.keyed else None
-        self._more_headers: dict[str, str] = {}
 
     def run(self, build: Build = _requests, *, stream: bool = False) -> Flow[Done]:
         """Send what a call is made of until it is answered, or may not be tried again."""
         plan: list[WireRequest] = []
         replies: list[Reply] = []
         while True:
-            lease = self.route.balancer.take(self._tried, self._key)
+            lease = self.route.balancer.take(self._retries.tried, self._key)
             self._tries += 1
             try:
                 dialect, server = yield from self._server(lease)
@@ -150,7 +101,9 @@ class Job:
                 self.account(lease, exc)
                 if self._mended(exc):
                     continue
-                yield from self._sleep(self._wait_before_retry(lease.endpoint, exc))
+                wait = self._retries.after(lease.endpoint, exc)
+                _log.debug("%s: %s Next try in %.2f s.", lease.endpoint.url, exc, wait)
+                yield from self._sleep(wait)
             except BaseException:  # cancelled, or closed half way
                 lease.released()
                 raise
@@ -171,8 +124,7 @@ class Job:
             info = ServerInfo(dialect=route.dialect.name)
         elif info is None:
             info = lease.server.info = yield from self.identify(lease)
-        if self.record is not None:
-            self.record.server = info
+        self.watch.asks(info)
         return route.dialect or get_dialect(info.dialect), info
 
     def identify(self, lease: Lease) -> Flow[ServerInfo]:
@@ -258,8 +210,7 @@ class Job:
             lease.released()  # too slow to be told how it went
         if reply.status >= 300:
             raise self._refusal(lease, reply, dialect)
-        if self.record is not None:
-            self.record.endpoint = reply.send.endpoint.url
+        self.watch.answered(reply.send.endpoint.url)
         return reply
 
     def _refusal(self, lease: Lease, reply: Reply, dialect: Dialect) -> APIStatusError:
@@ -291,7 +242,7 @@ class Job:
             },
             {} if endpoint.api_key is None else {"Authorization": f"Bearer {endpoint.api_key}"},
             self.route.headers,
-            self._more_headers,
+            self.watch.headers,
             self.call.extra_headers,
         )
         send = Send(
@@ -305,11 +256,7 @@ class Job:
         _log.debug(
             "%s %s%s, try %d of %s", request.method, endpoint.url, request.path, self._tries, self.request_id
         )
-        if self.record is not None:
-            self.record.attempts += 1
-            self.record.endpoint = endpoint.url
-            for hook in self.hooks:
-                hook.sending(self.record, send)
+        self.watch.sends(send)
         return send
 
     def _backup(self, first: Send) -> Send | None:
@@ -324,35 +271,7 @@ class Job:
     def account(self, lease: Lease, error: MyLLMError) -> None:
         """Tell the balancer, and the hooks, of a failed try."""
         lease.ended(error)
-        if self.record is not None:
-            for hook in self.hooks:
-                hook.failed(self.record, error)
-
-    def _wait_before_retry(self, endpoint: Endpoint, error: MyLLMError) -> float:
-        """Return the seconds until the next try.
-
-        Raises:
-            MyLLMError: `error`, when there is to be none; `AllEndpointsDown`, when that was the last server.
-        """
-        self._tried[endpoint] = error
-        if self._retrying is None:
-            self._retrying = _Retrying(self)
-        try:
-            wait = self._retrying.after(error)
-        except ConnectError:
-            errors = {server.url: self._tried.get(server) for server in self.route.endpoints}
-            down = {url: exc for url, exc in errors.items() if isinstance(exc, ConnectError)}
-            if len(down) < 2 or len(down) < len(errors):
-                raise
-            each = " ".join(f"[{url}] {exc.message}" for url, exc in down.items())
-            raise AllEndpointsDown(
-                f"None of {len(down)} servers could be reached: {each}",
-                errors=down,
-                request_id=self.request_id,
-                hint="Are they running, and are `url` and `port` right?",
-            ) from None
-        _log.debug("%s: %s Next try in %.2f s.", endpoint.url, error, wait)
-        return wait
+        self.watch.failed(error)
 
     def keep_to_the_rate(self) -> Flow[None]:
         """Wait for the call's place under `requests_per_second`."""
@@ -373,111 +292,9 @@ class Job:
         if seconds > 0:
             yield Sleep(seconds=seconds)
 
-    # Whether and when to try again.
-
-    def stop(self, state: tenacity.RetryCallState) -> bool:
-        """Whether the try that failed was the last one (tenacity's `stop`)."""
-        error = state.outcome.exception() if state.outcome else None
-        untried = len(self._tried) < len(self.route.endpoints)
-        now = self.route.clock()
-        if isinstance(error, ConnectError) and not error.connected:
-            if untried:
-                return False  # another server may live
-            connect = self.call.timeout.connect
-            if connect is not None and now - self.started + state.upcoming_sleep >= connect:
-                return True
-        if self.deadline is not None and now + state.upcoming_sleep >= self.deadline:
-            return True
-        if state.upcoming_sleep > LONGEST_WAIT or state.attempt_number > self.route.max_retries:
-            return True
-        return not self.route.budget.spend()
-
-    def wait(self, state: tenacity.RetryCallState) -> float:
-        """Return the seconds until the next try (tenacity's `wait`)."""
-        error = state.outcome.exception() if state.outcome else None
-        if len(self._tried) < len(self.route.endpoints):
-            return 0.0  # the next server has done nothing to be waited for
-        if isinstance(error, APIStatusError) and error.retry_after is not None:
-            return error.retry_after
-        return float(_backoff(state))
-
-    # What hooks see.
-
-    def begin(self) -> None:
-        """Tell the hooks that the call begins."""
-        if self.record is not None:
-            for hook in self.hooks:
-                hook.started(self.record)
-                self._more_headers.update(hook.headers(self.record))
-
-    def end(self, answer: Answer | None = None, error: BaseException | None = None) -> None:
-        """Tell the hooks that the call ended, and how."""
-        if self.record is not None and self.record.ended is None:
-            self.record.ended = self.route.clock()
-            self.record.answer = answer
-            self.record.error = error if isinstance(error, MyLLMError) else None
-            for hook in self.hooks:
-                hook.ended(self.record)
-
-    def first_chunk(self) -> None:
-        """Tell the hooks that a stream has begun to tell."""
-        if self.record is not None:
-            self.record.first_chunk = self.route.clock()
-            for hook in self.hooks:
-                hook.first_chunk(self.record)
-
-
-class _Retrying:
-    """tenacity's loop turned inside out: told of a failure, it says how long to wait, or raises it."""
-
-    def __init__(self, job: Job) -> None:
-        self._policy = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_retryable), stop=job.stop, wait=job.wait, reraise=True
-        )
-        self._state = tenacity.RetryCallState(retry_object=self._policy, fn=None, args=(), kwargs={})
-        self._policy.begin()
-        self._policy.iter(retry_state=self._state)  # the try that has failed already
-
-    def after(self, error: MyLLMError) -> float:
-        self._state.set_exception((type(error), error, error.__traceback__))
-        wait = self._policy.iter(retry_state=self._state)
-        assert isinstance(wait, tenacity.DoSleep)
-        self._state.prepare_for_next_attempt()
-        self._policy.iter(retry_state=self._state)
-        return float(wait)
-
 
 def _least(limit: float | None, other: float) -> float:
     return other if limit is None else min(limit, other)
-
-
-def is_retryable(error: BaseException) -> bool:
-    """Whether a second try could go better: connection trouble and the statuses 408, 409, 429, 5xx."""
-    if isinstance(error, ConnectError):
-        return True
-    if isinstance(error, RequestTimeoutError):
-        return False  # It had its time; asking again would double it and leave two requests running.
-    if isinstance(error, ContextLengthError):
-        return False  # llama-cpp-python says 500 for it
-    return isinstance(error, MyLLMError) and error.status in RETRIED_STATUSES
-
-
-_backoff = tenacity.wait_exponential(multiplier=0.25, max=8.0) + tenacity.wait_random(0, 0.25)
-
-
-def new_request_id() -> str:
-    """Return a fresh request id, sent as `X-Request-Id`."""
-    return uuid.uuid4().hex  # llama-cpp-python's server answers 400 to any id that is no UUID
-
-
-def model_list(reply: Reply, endpoint: str, request_id: str) -> list[ModelInfo]:
-    """Read the answer of `GET /v1/models`.
-
-    Raises:
-        InvalidResponseError: it is none.
-    """
-    with located(endpoint, request_id):
-        return [ModelInfo.model_validate(entry) for entry in load_json(reply.body)["data"]]
 
 
 def _affinity_key(call: Call) -> str:
@@ -487,31 +304,3 @@ def _affinity_key(call: Call) -> str:
     if call.messages is not None:
         return repr(call.messages[:2])[:2048]  # the system prompt and the first question of a conversation
     return repr(call.prompt)[:1024] if call.prompt is not None else ""
-
-
-@contextmanager
-def located(endpoint: str, request_id: str) -> Iterator[None]:
-    """Say where a bad answer came from; whatever its reading stumbles over is a bad answer."""
-    try:
-        yield
-    except MyLLMError as exc:
-        located_error(exc, endpoint, request_id)
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise located_error(exc, endpoint, request_id) from exc
-
-
-def located_error(exc: Exception, endpoint: str, request_id: str) -> MyLLMError:
-    """Return what the reading of an answer stumbled over, as an error that says where it came from."""
-    if isinstance(exc, MyLLMError):
-        exc.endpoint, exc.request_id = endpoint, request_id
-        return exc
-    if not isinstance(exc, KeyError | TypeError | ValueError | AttributeError):
-        raise exc
-    words = (str(exc).splitlines() or [""])[0]
-    return InvalidResponseError(
-        f"The answer is not of this API ({type(exc).__name__}: {words}).",
-        endpoint=endpoint,
-        request_id=request_id,
-        hint="Is `dialect=` right for this server?",
-    )

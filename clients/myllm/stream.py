@@ -11,8 +11,8 @@ from . import constraints
 from .accumulate import Accumulator
 from .dialects import DONE, ChunkReader
 from .errors import ConnectError, IncompleteStreamError, InvalidResponseError, MyLLMError
-from .job import located, located_error
 from .ndjson import NDJSONDecoder
+from .reading import located, located_error
 from .sse import SSEDecoder
 from .types import Answer, ChatChunk, ChatCompletion, Completion, CompletionChunk
 from .wire import Call, ServerInfo

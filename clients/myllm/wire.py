@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -185,3 +186,8 @@ class Reply:
     body: bytes = b""
     stream: Any = None
     send: Send | None = None
+
+
+def new_request_id() -> str:
+    """Return a fresh request id, sent as `X-Request-Id`."""
+    return uuid.uuid4().hex  # llama-cpp-python's server answers 400 to any id that is no UUID

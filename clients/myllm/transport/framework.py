@@ -12,8 +12,7 @@ from ..diagnosis import error_from_reply
 from ..dialects import get_dialect
 from ..endpoints import Endpoint
 from ..errors import MyLLMError
-from ..job import new_request_id
-from ..wire import Reply, Send, Timeout, WireRequest
+from ..wire import Reply, Send, Timeout, WireRequest, new_request_id
 from .options import HTTPOptions
 from .pool import PoolTransport
 

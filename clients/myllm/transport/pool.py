@@ -26,9 +26,8 @@ from ..errors import (
     OverloadedError,
     RequestTimeoutError,
 )
-from ..job import new_request_id
 from ..policies import Policy, get_policy
-from ..wire import Reply, Send, Timeout, WireRequest
+from ..wire import Reply, Send, Timeout, WireRequest, new_request_id
 from .health import HealthProber
 from .http import AsyncHTTPTransport, HTTPTransport
 from .options import HTTPOptions
