@@ -7,147 +7,26 @@ is what makes httpx slow with many requests in flight (at 64: 650 calls a second
 from __future__ import annotations
 
 import asyncio
-import base64
-import os
 import threading
-import time
 import weakref
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
 import httpcore
 
 from ..endpoints import Endpoint
-from ..errors import MyLLMError
 from ..wire import Timeout
+from .lines import GONE, KEEP_ALIVE, Line, Pool, Site, close_all, headers_of, until
 from .network import AsyncWire, Waits, Wire
 from .options import HTTPOptions
-
-KEEP_ALIVE = 30.0
-"""Seconds that an unused connection is kept."""
-MAX_IDLE = 512
-"""Unused connections that are kept for each server; there is no limit on busy ones but `max_concurrency`."""
-
-# What a connection that the server closed while it lay idle looks like when it is used again.
-_GONE = (httpcore.RemoteProtocolError, httpcore.ReadError, httpcore.WriteError)
-WireT = TypeVar("WireT", Wire, AsyncWire)
-
-
-@dataclass(slots=True, eq=False)
-class _Line(Generic[WireT]):
-    """One connection: httpcore's, and what makes and times its socket."""
-
-    http: Any
-    wire: WireT
-    used: bool = False
-
-    @property
-    def waits(self) -> Waits:
-        return self.wire.waits
-
-
-class _Site:
-    """What is the same for all requests to one server."""
-
-    def __init__(self, endpoint: Endpoint, options: HTTPOptions) -> None:
-        parts = urlsplit(endpoint.url)
-        self.scheme = parts.scheme.encode()
-        self.host = (parts.hostname or "").encode("idna" if not (parts.hostname or "").isascii() else "ascii")
-        self.port = parts.port
-        self.path = parts.path.rstrip("/").encode()
-        self.origin = httpcore.Origin(
-            self.scheme, self.host, self.port or (443 if parts.scheme == "https" else 80)
-        )
-        bare = b"[%s]" % self.host if b":" in self.host else self.host
-        self.headers: list[tuple[bytes, bytes]] = [
-            (b"Host", bare if self.port is None else b"%s:%d" % (bare, self.port))
-        ]
-        self.authorized = options.auth is not None
-        if options.auth is not None:
-            credentials = base64.b64encode(":".join(options.auth).encode())
-            self.headers.append((b"Authorization", b"Basic " + credentials))
-        self.proxy = options.proxy_for(endpoint)
-
-    def request(
-        self, method: str, path: str, headers: Mapping[str, str], content: bytes | None
-    ) -> httpcore.Request:
-        """Return httpcore's request, which may be sent more than once."""
-        fields = [*self.headers]
-        for name, value in headers.items():
-            if not (self.authorized and name.lower() == "authorization"):
-                fields.append((name.encode(), value.encode()))
-        if content is not None:
-            fields.append((b"Content-Length", b"%d" % len(content)))
-        target = self.path + path.encode()
-        url = httpcore.URL(scheme=self.scheme, host=self.host, port=self.port, target=target)
-        return httpcore.Request(method, url, headers=fields, content=content)
-
-
-class _Pool(Generic[WireT]):
-    """The idle connections of each server, newest first. Thread-safe: deques are."""
-
-    def __init__(self, options: HTTPOptions, make: Callable[[_Site, Any, Any], tuple[Any, WireT]]) -> None:
-        self._options = options
-        self._make: Callable[[_Site, Any, Any], tuple[Any, WireT]] = make
-        self._sites: dict[Endpoint, tuple[_Site, deque[_Line[WireT]]]] = {}
-        self._ssl: Any = None
-        self._pid = os.getpid()
-        self.closed = False
-
-    def site(self, endpoint: Endpoint) -> tuple[_Site, deque[_Line[WireT]]]:
-        if self._pid != os.getpid():
-            # After a fork both processes would talk over one socket: the child forgets what it inherited.
-            self._sites, self._pid = {}, os.getpid()
-        found = self._sites.get(endpoint)
-        if found is None:
-            if endpoint.url.startswith("https:") and self._ssl is None:
-                self._ssl = self._options.ssl_context()
-            found = self._sites.setdefault(endpoint, (_Site(endpoint, self._options), deque()))
-        return found
-
-    def take(self, site: _Site, idle: deque[_Line[WireT]], *, fresh: bool) -> _Line[WireT]:
-        """Return an idle connection that still stands, or a new one."""
-        if self.closed:
-            raise MyLLMError("This client is closed.", hint="Make a new one, or close it later.")
-        while not fresh:
-            try:
-                line = idle.pop()
-            except IndexError:
-                break
-            if not line.http.has_expired():
-                return line
-            self.drop(line)
-        return _Line(*self._make(site, self._ssl, site.proxy))
-
-    def give_back(self, line: _Line[WireT], idle: deque[_Line[WireT]]) -> None:
-        """Keep a connection for the next request, if it can have one."""
-        if line.http.is_idle() and not self.closed and len(idle) < MAX_IDLE:
-            line.used = True
-            idle.append(line)
-        else:
-            self.drop(line)
-
-    @staticmethod
-    def drop(line: _Line[WireT]) -> None:
-        """Close a connection."""
-        line.wire.close()
-
-    def lines(self) -> Iterator[_Line[WireT]]:
-        """Take out all idle connections."""
-        for _, idle in list(self._sites.values()):
-            while idle:
-                yield idle.pop()
 
 
 class Exchange:
     """A reply whose body is still to be read: an iterator of byte strings, closed with the context."""
 
-    def __init__(self, response: httpcore.Response, line: _Line[Wire], done: Callable[[], None]) -> None:
+    def __init__(self, response: httpcore.Response, line: Line[Wire], done: Callable[[], None]) -> None:
         self.status = response.status
-        self.headers = _headers(response)
+        self.headers = headers_of(response)
         self._response = response
         self._pieces = response.iter_stream()  # one iterator: `finish` goes on where a reader stopped
         self._line = line
@@ -210,9 +89,9 @@ class Connections:
     """Connections to servers for synchronous callers. Thread-safe."""
 
     def __init__(self, options: HTTPOptions, max_concurrency: int | None = None) -> None:
-        self._pool: _Pool[Wire] = _Pool(options, _sync_connection)
+        self._pool: Pool[Wire] = Pool(options, _sync_connection)
         self._places = None if max_concurrency is None else threading.BoundedSemaphore(max_concurrency)
-        weakref.finalize(self, _close_all, self._pool)  # a client that is dropped leaves no socket open
+        weakref.finalize(self, close_all, self._pool)  # a client that is dropped leaves no socket open
 
     def open(
         self,
@@ -235,7 +114,7 @@ class Connections:
         """
         site, idle = self._pool.site(endpoint)
         request = site.request(method, path, headers, content)
-        if self._places is not None and not self._places.acquire(timeout=_until(deadline)):
+        if self._places is not None and not self._places.acquire(timeout=until(deadline)):
             raise httpcore.PoolTimeout
         release = None if self._places is None else self._places.release
         fresh = False
@@ -248,7 +127,7 @@ class Connections:
                 try:
                     response = line.http.handle_request(request)
                     break
-                except _GONE:
+                except GONE:
                     if not line.used or line.waits.received:
                         raise
                     fresh = True  # the server had closed it; the others are likely no better
@@ -266,7 +145,7 @@ class Connections:
 
     def close(self) -> None:
         """Close the idle connections; nothing can be sent afterwards."""
-        _close_all(self._pool)
+        close_all(self._pool)
 
 
 _closing: set[asyncio.Task[None]] = set()
@@ -276,9 +155,9 @@ _closing: set[asyncio.Task[None]] = set()
 class AsyncExchange:
     """`Exchange` for asyncio."""
 
-    def __init__(self, response: httpcore.Response, line: _Line[AsyncWire], done: Callable[[], None]) -> None:
+    def __init__(self, response: httpcore.Response, line: Line[AsyncWire], done: Callable[[], None]) -> None:
         self.status = response.status
-        self.headers = _headers(response)
+        self.headers = headers_of(response)
         self._response = response
         self._pieces = response.aiter_stream()
         self._line = line
@@ -353,10 +232,10 @@ class AsyncConnections:
         self._options = options
         self._max_concurrency = max_concurrency
         # Connections belong to the loop they were made in; using them in another one fails or hangs.
-        self._loops: dict[asyncio.AbstractEventLoop, tuple[_Pool[AsyncWire], asyncio.Semaphore | None]] = {}
+        self._loops: dict[asyncio.AbstractEventLoop, tuple[Pool[AsyncWire], asyncio.Semaphore | None]] = {}
         weakref.finalize(self, _close_loops, self._loops)
 
-    def _here(self) -> tuple[_Pool[AsyncWire], asyncio.Semaphore | None]:
+    def _here(self) -> tuple[Pool[AsyncWire], asyncio.Semaphore | None]:
         loop = asyncio.get_running_loop()
         found = self._loops.get(loop)
         if found is None:
@@ -364,10 +243,10 @@ class AsyncConnections:
             # other must not add up.
             for dead in [known for known in list(self._loops) if known.is_closed()]:
                 if (gone := self._loops.pop(dead, None)) is not None:
-                    _close_all(gone[0])
+                    close_all(gone[0])
             limit = self._max_concurrency
             found = (
-                _Pool(self._options, _async_connection),
+                Pool(self._options, _async_connection),
                 None if limit is None else asyncio.Semaphore(limit),
             )
             self._loops[loop] = found
@@ -398,7 +277,7 @@ class AsyncConnections:
                 try:
                     response = await line.http.handle_async_request(request)
                     break
-                except _GONE:
+                except GONE:
                     if not line.used or line.waits.received:
                         raise
                     fresh = True
@@ -418,10 +297,10 @@ class AsyncConnections:
         """Close the running loop's idle connections."""
         found = self._loops.pop(asyncio.get_running_loop(), None)
         if found is not None:
-            _close_all(found[0])
+            close_all(found[0])
 
 
-def _sync_connection(site: _Site, ssl_context: Any, proxy: httpcore.Proxy | None) -> tuple[Any, Wire]:
+def _sync_connection(site: Site, ssl_context: Any, proxy: httpcore.Proxy | None) -> tuple[Any, Wire]:
     wire = Wire()
     factory = httpcore.ConnectionPool(
         ssl_context=ssl_context, proxy=proxy, keepalive_expiry=KEEP_ALIVE, network_backend=wire
@@ -429,7 +308,7 @@ def _sync_connection(site: _Site, ssl_context: Any, proxy: httpcore.Proxy | None
     return factory.create_connection(site.origin), wire
 
 
-def _async_connection(site: _Site, ssl_context: Any, proxy: httpcore.Proxy | None) -> tuple[Any, AsyncWire]:
+def _async_connection(site: Site, ssl_context: Any, proxy: httpcore.Proxy | None) -> tuple[Any, AsyncWire]:
     wire = AsyncWire()
     factory = httpcore.AsyncConnectionPool(
         ssl_context=ssl_context, proxy=proxy, keepalive_expiry=KEEP_ALIVE, network_backend=wire
@@ -437,32 +316,14 @@ def _async_connection(site: _Site, ssl_context: Any, proxy: httpcore.Proxy | Non
     return factory.create_connection(site.origin), wire
 
 
-def _headers(response: httpcore.Response) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for raw, value in response.headers:
-        name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {text}" if name in headers else text
-    return headers
-
-
-def _close_all(pool: _Pool[Any]) -> None:
-    pool.closed = True
-    for line in pool.lines():
-        pool.drop(line)
-
-
-def _close_loops(loops: dict[Any, tuple[_Pool[AsyncWire], Any]]) -> None:
+def _close_loops(loops: dict[Any, tuple[Pool[AsyncWire], Any]]) -> None:
     for pool, _ in loops.values():
-        _close_all(pool)
-
-
-def _until(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
+        close_all(pool)
 
 
 async def _acquire(acquire: Callable[[], Awaitable[Any]], deadline: float | None) -> None:
     try:
-        async with asyncio.timeout(_until(deadline)):
+        async with asyncio.timeout(until(deadline)):
             await acquire()
     except TimeoutError as exc:
         raise httpcore.PoolTimeout from exc

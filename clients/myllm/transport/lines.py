@@ -1,0 +1,152 @@
+"""What sync and async connection pools share: connections at rest, and requests as httpcore wants them."""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
+
+import httpcore
+
+from ..endpoints import Endpoint
+from ..errors import MyLLMError
+from .network import AsyncWire, Waits, Wire
+from .options import HTTPOptions
+
+KEEP_ALIVE = 30.0
+"""Seconds that an unused connection is kept."""
+MAX_IDLE = 512
+"""Unused connections that are kept for each server; there is no limit on busy ones but `max_concurrency`."""
+
+# What a connection that the server closed while it lay idle looks like when it is used again.
+GONE = (httpcore.RemoteProtocolError, httpcore.ReadError, httpcore.WriteError)
+WireT = TypeVar("WireT", Wire, AsyncWire)
+
+
+@dataclass(slots=True, eq=False)
+class Line(Generic[WireT]):
+    """One connection: httpcore's, and what makes and times its socket."""
+
+    http: Any
+    wire: WireT
+    used: bool = False
+
+    @property
+    def waits(self) -> Waits:
+        return self.wire.waits
+
+
+class Site:
+    """What is the same for all requests to one server."""
+
+    def __init__(self, endpoint: Endpoint, options: HTTPOptions) -> None:
+        parts = urlsplit(endpoint.url)
+        self.scheme = parts.scheme.encode()
+        self.host = (parts.hostname or "").encode("idna" if not (parts.hostname or "").isascii() else "ascii")
+        self.port = parts.port
+        self.path = parts.path.rstrip("/").encode()
+        self.origin = httpcore.Origin(
+            self.scheme, self.host, self.port or (443 if parts.scheme == "https" else 80)
+        )
+        bare = b"[%s]" % self.host if b":" in self.host else self.host
+        self.headers: list[tuple[bytes, bytes]] = [
+            (b"Host", bare if self.port is None else b"%s:%d" % (bare, self.port))
+        ]
+        self.authorized = options.auth is not None
+        if options.auth is not None:
+            credentials = base64.b64encode(":".join(options.auth).encode())
+            self.headers.append((b"Authorization", b"Basic " + credentials))
+        self.proxy = options.proxy_for(endpoint)
+
+    def request(
+        self, method: str, path: str, headers: Mapping[str, str], content: bytes | None
+    ) -> httpcore.Request:
+        """Return httpcore's request, which may be sent more than once."""
+        fields = [*self.headers]
+        for name, value in headers.items():
+            if not (self.authorized and name.lower() == "authorization"):
+                fields.append((name.encode(), value.encode()))
+        if content is not None:
+            fields.append((b"Content-Length", b"%d" % len(content)))
+        target = self.path + path.encode()
+        url = httpcore.URL(scheme=self.scheme, host=self.host, port=self.port, target=target)
+        return httpcore.Request(method, url, headers=fields, content=content)
+
+
+class Pool(Generic[WireT]):
+    """The idle connections of each server, newest first. Thread-safe: deques are."""
+
+    def __init__(self, options: HTTPOptions, make: Callable[[Site, Any, Any], tuple[Any, WireT]]) -> None:
+        self._options = options
+        self._make: Callable[[Site, Any, Any], tuple[Any, WireT]] = make
+        self._sites: dict[Endpoint, tuple[Site, deque[Line[WireT]]]] = {}
+        self._ssl: Any = None
+        self._pid = os.getpid()
+        self.closed = False
+
+    def site(self, endpoint: Endpoint) -> tuple[Site, deque[Line[WireT]]]:
+        if self._pid != os.getpid():
+            # After a fork both processes would talk over one socket: the child forgets what it inherited.
+            self._sites, self._pid = {}, os.getpid()
+        found = self._sites.get(endpoint)
+        if found is None:
+            if endpoint.url.startswith("https:") and self._ssl is None:
+                self._ssl = self._options.ssl_context()
+            found = self._sites.setdefault(endpoint, (Site(endpoint, self._options), deque()))
+        return found
+
+    def take(self, site: Site, idle: deque[Line[WireT]], *, fresh: bool) -> Line[WireT]:
+        """Return an idle connection that still stands, or a new one."""
+        if self.closed:
+            raise MyLLMError("This client is closed.", hint="Make a new one, or close it later.")
+        while not fresh:
+            try:
+                line = idle.pop()
+            except IndexError:
+                break
+            if not line.http.has_expired():
+                return line
+            self.drop(line)
+        return Line(*self._make(site, self._ssl, site.proxy))
+
+    def give_back(self, line: Line[WireT], idle: deque[Line[WireT]]) -> None:
+        """Keep a connection for the next request, if it can have one."""
+        if line.http.is_idle() and not self.closed and len(idle) < MAX_IDLE:
+            line.used = True
+            idle.append(line)
+        else:
+            self.drop(line)
+
+    @staticmethod
+    def drop(line: Line[WireT]) -> None:
+        """Close a connection."""
+        line.wire.close()
+
+    def lines(self) -> Iterator[Line[WireT]]:
+        """Take out all idle connections."""
+        for _, idle in list(self._sites.values()):
+            while idle:
+                yield idle.pop()
+
+
+def headers_of(response: httpcore.Response) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for raw, value in response.headers:
+        name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {text}" if name in headers else text
+    return headers
+
+
+def close_all(pool: Pool[Any]) -> None:
+    pool.closed = True
+    for line in pool.lines():
+        pool.drop(line)
+
+
+def until(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
