@@ -70,6 +70,12 @@ _HINTS: tuple[tuple[tuple[int, ...] | None, re.Pattern[str], str], ...] = tuple(
             r"model does not support .{1,40} API",
             "The served model is for another task: `client.server_info()` says for which.",
         ),
+        (
+            (400,),
+            r"pooling type 'none'",
+            "Start the server with `--pooling mean`, or what the model's makers say.",
+        ),
+        ((500,), r"created with embedding=True", "Start the server with `--embedding true`."),
         ((404,), r"model", "`client.models()` lists the models that are served."),
         (
             (404, 405),
@@ -88,9 +94,15 @@ _ROLES = {
     "merge_system": 'message_policy="merge_system"` puts',
 }
 
-_NO_EMBEDDINGS = (
-    "This server makes no embeddings: start it with a model that does (vLLM: `--runner pooling`, "
-    "llama-server: `--embeddings`)."
+# What is missing, by a part of the path that is not there.
+_NO_ROUTE = {
+    "embed": "This server makes no embeddings: start it with a model that does (vLLM: `--runner pooling`, "
+    "llama-server: `--embeddings --pooling mean`).",
+    "tokenize": "This server has no route that tokenizes: count with the model's own tokenizer.",
+}
+_NO_MODELS = (
+    "Does the URL lead to the root of an LLM server, as http://localhost:8000 does? A path in front of `/v1` "
+    "belongs to it, one behind does not."
 )
 _HTML = re.compile(r"<html.*?<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 # vLLM: "(parameter=n, value=0)" and "'loc': 'body.n'"; llama-cpp-python: "'loc': ('body', 'n')";
@@ -136,8 +148,10 @@ def error_from_reply(
         )
     else:
         hint = hint_for(reply.status, words or "", _model_of(send), served)
-        if reply.status in (404, 405, 501) and "embed" in send.request.path and "model" not in (words or ""):
-            hint = _NO_EMBEDDINGS
+        if reply.status in (404, 405, 501) and "model" not in (words or ""):
+            hint = next((say for part, say in _NO_ROUTE.items() if part in send.request.path), hint)
+        if reply.status == 404 and send.request.method == "GET" and send.request.path.endswith("/models"):
+            hint = _NO_MODELS
         if reply.status == 401 and send.endpoint.api_key is not None:
             hint = "The server does not take the key that was sent: `api_key=`, or `MYLLM_API_KEY`."
     cls: type[APIStatusError] = error_class_for_status(reply.status)
@@ -160,8 +174,11 @@ def hint_for(status: int, words: str, model: str | None = None, served: Sequence
         )
     if status == 404 and served and (not words or "model" in words.lower()):
         near = difflib.get_close_matches(model or "", served, n=1)
-        guess = f" Did you mean {near[0]!r}?" if near else ""
-        return f"The server serves {', '.join(map(repr, served))}.{guess}"
+        # Some servers list them by themselves.
+        told = all(re.search(rf"(?<![\w/-]){re.escape(name)}(?![\w/-])", words) for name in served)
+        listed = "" if told else f"The server serves {', '.join(map(repr, served))}."
+        guess = f"Did you mean {near[0]!r}?" if near else ""
+        return f"{listed} {guess}".strip() or None
     for statuses, pattern, hint in _HINTS:
         if (status in statuses if statuses else status < 500) and pattern.search(words):
             return hint

@@ -6,6 +6,7 @@ Order, everywhere: explicit argument, then `MYLLM_*`, then the generic variable,
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
@@ -16,6 +17,8 @@ LOCALHOST = "http://localhost"
 DEFAULT_URL = f"{LOCALHOST}:8000"
 PortSpec = int | str | Iterable[int] | None
 UrlSpec = str | Sequence[str]
+# What is copied from a `curl` command, or from an SDK that wants the whole address.
+_ROUTE = re.compile(r"/v1/(?:chat/completions|completions|embeddings|models)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,12 @@ def normalize_url(url: str, port: int | None = None) -> str:
     paths in front of `/v1` (a server behind a prefix). A `port` fills in where the URL names none.
 
     Raises:
-        InvalidParameterError: no host, an unknown scheme, credentials, a query, or a port that contradicts.
+        InvalidParameterError: no host, an unknown scheme, credentials, a query, a route behind `/v1`, or a
+            port that contradicts.
     """
+    if not isinstance(url, str):
+        instead = "give it in `endpoints=[…]`" if isinstance(url, Endpoint) else "write http://localhost:8000"
+        raise InvalidParameterError(f"`url={url!r}` is no text: {instead}.", param="url")
     text = url.strip()
     if "://" not in text:
         text = f"http://{text}"
@@ -96,10 +103,19 @@ def normalize_url(url: str, port: int | None = None) -> str:
         raise InvalidParameterError(
             f"`url={url!r}` names port {own_port}, `port={port}` another one: give one of them.", param="port"
         )
+    if parts.hostname.isdigit():
+        # The network would take it for an IPv4 address written as one number.
+        raise InvalidParameterError(
+            f"`url={url!r}` is a number, and no host: write {LOCALHOST}:{parts.hostname}.", param="url"
+        )
     use_port = own_port if own_port is not None else port
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     netloc = host if use_port is None else f"{host}:{use_port}"
     path = parts.path.rstrip("/")
+    if route := _ROUTE.search(path):
+        raise InvalidParameterError(
+            f"`url={url!r}` leads to one route of a server: leave out {route[0]!r}.", param="url"
+        )
     if path.endswith("/v1"):
         path = path[: -len("/v1")]
     return urlunsplit((parts.scheme, netloc, path.rstrip("/"), "", ""))

@@ -120,7 +120,7 @@ async def test_async_client(server):
 def test_errors_are_typed(server, client):
     with pytest.raises(myllm.NotFoundError, match="smollm2") as caught:
         client.chat("x", model="gpt-9")
-    assert "The server serves 'smollm2'" in str(caught.value)
+    assert "This server serves: smollm2" in str(caught.value)
     with pytest.raises(myllm.ContextLengthError, match="maximum context length"):
         client.chat("x", max_tokens=10**6)
     with Client(server.url, dialect="tgi") as tgi, pytest.raises(myllm.ContextLengthError):

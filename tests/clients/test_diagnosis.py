@@ -24,9 +24,11 @@ def diagnosed(
     api_key: str | None = "sesame",
     served: tuple = (),
     model: str = "m",
+    path: str = "/v1/chat/completions",
+    method: str = "POST",
 ) -> myllm.APIStatusError:
     send = Send(
-        request=WireRequest(method="POST", path="/v1/chat/completions", json={"model": model}),
+        request=WireRequest(method=method, path=path, json={"model": model}),
         endpoint=Endpoint(url, api_key=api_key),
         headers=sent_headers or {"Authorization": "Bearer sesame"},
         timeout=Timeout(),
@@ -63,6 +65,9 @@ def nested(message: str, **fields) -> dict:
         # vLLM: renderers/hf.py; TGI: router/src/infer/mod.rs
         (400, nested("As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat template if the tokenizer does not define one."), myllm.BadRequestError, "--chat-template"),
         (422, {"error": "Template error: template not found", "error_type": "template_error"}, myllm.ValidationError, 'model_type="text"'),
+        # llama-server's, with a model that does no pooling; llama-cpp-python's: llama_cpp/llama.py
+        (400, nested("Pooling type 'none' is not OAI compatible. Please use a different pooling type"), myllm.BadRequestError, "--pooling mean"),
+        (500, nested("Llama model must be created with embedding=True to call this method"), myllm.ServerError, "--embedding true"),
         # TGI: router/src/validation.rs
         (422, {"error": "Input validation error: grammar is not supported", "error_type": "validation"}, myllm.ValidationError, "--disable-grammar-support"),
         # the models' chat templates, as vLLM, TGI and (with 500) llama.cpp hand them on
@@ -189,6 +194,27 @@ def test_a_404_on_the_model_lists_what_is_served():
     assert exc.hint == "The server serves 'llama', 'qwen'. Did you mean 'llama'?"
     assert diagnosed(404, body, served=("qwen",), model="lama").hint == "The server serves 'qwen'."
     assert "right kind" in diagnosed(404, {"detail": "Not Found"}, served=("qwen",)).hint
+    told = nested("No model `lama`. This server serves: llama")
+    assert diagnosed(404, told, served=("llama",), model="lama").hint == "Did you mean 'llama'?"
+    assert diagnosed(404, told, served=("llama",), model="x").hint is None
+    other = nested("The model `llama-2` does not exist.")
+    assert diagnosed(404, other, served=("llama",), model="x").hint == "The server serves 'llama'."
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "hint"),
+    [
+        ("GET", "/v1/models", "root of an LLM server"),
+        ("POST", "/v1/embeddings", "--pooling mean"),
+        ("POST", "/extras/tokenize", "no route that tokenizes"),
+        ("POST", "/detokenize", "no route that tokenizes"),
+    ],
+)
+def test_a_404_on_a_route_says_what_is_missing(method, path, hint):
+    words = f"Not Found: {method} {path}"  # which holds the word "models" where that is the route
+    assert hint in diagnosed(404, nested(words), method=method, path=path).hint
+    model = nested("The model `m` does not exist.")
+    assert "serves 'a'" in diagnosed(404, model, method="POST", path=path, served=("a",)).hint
 
 
 def test_a_redirect_says_where_to():

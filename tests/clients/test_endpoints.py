@@ -34,6 +34,12 @@ def test_every_way_to_write_a_server(url, port, expected):
         ("http://host?x=1", None, "not the address of a server"),
         ("http://localhost:9000", 8000, "another one"),
         ("http://me:secret@host", None, "credentials"),
+        ("8000", None, "write http://localhost:8000"),
+        ("http://8000", None, "write http://localhost:8000"),
+        ("h:1/llm/v1/chat/completions/", None, "leave out '/v1/chat/completions'"),
+        ("http://h:1/v1/models", None, "leave out '/v1/models'"),
+        (8000, None, "write http://localhost:8000"),
+        (Endpoint("http://h:1"), None, "`endpoints=[…]`"),
     ],
 )
 def test_what_is_no_server_is_refused(url, port, words):
