@@ -57,6 +57,13 @@ def test_a_url_that_is_none():
     assert done.stderr.startswith("myllm: `url='ftp://example.org'`")
 
 
+def test_the_server_is_an_argument_or_an_option(free_port):
+    assert f"http://localhost:{free_port} (as given" in doctor("-u", f"localhost:{free_port}").stdout
+    done = doctor("localhost:1", "--url", "localhost:2")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "given twice" in done.stderr
+
+
 def test_a_terminal_that_knows_ascii_only(free_port):
     done = subprocess.run(
         [sys.executable, "-m", "myllm", "doctor"],

@@ -154,6 +154,22 @@ def test_a_model_without_a_chat_template(wire):
     assert found["seed"].status == "ok"  # asked by prompt
 
 
+def test_what_the_sdk_refuses_is_told_without_the_probes_value(wire):
+    wire.handler = lambda seen, reply: (
+        reply.json({"data": [{"id": "m"}]})
+        if seen.path == "/v1/models"
+        else reply.json({"error": {"message": "created with embedding=True"}}, 500)
+        if seen.path == "/v1/embeddings"
+        else vllm(ignoring)(seen, reply)
+    )
+    report, found = examined(wire.url, dialect="llamacpp")
+    assert "embeddings" not in {finding.check for finding in report.problems}
+    assert found["embeddings"].status == "absent"
+    assert found["regex"].summary.startswith("`regex`: ")
+    assert "[0-9]" not in found["regex"].summary
+    assert "`grammar=`" in found["regex"].advice
+
+
 def test_a_server_that_generates_nothing(wire):
     wire.handler = vllm()
     report, found = examined(wire.url)
@@ -193,6 +209,14 @@ def test_a_refused_key_is_told_from_a_missing_one_and_never_shown(wire):
     report, found = examined(wire.url, api_key="sesame-4567")
     assert found["auth"].summary.startswith("the key is refused")
     assert "sesame" not in json.dumps(report.to_dict())
+
+
+def test_a_path_too_much_and_a_kind_that_was_said(wire):
+    wire.handler = lambda seen, reply: reply.json({}, 404)
+    _, found = examined(f"{wire.url}/llm/v1", dialect="ollama", quick=True)
+    assert found["models"].advice.endswith(f"try {wire.url}.")
+    assert found["kind"].summary == "it does not say; spoken to as 'ollama'"
+    assert found["kind"].advice is None
 
 
 def test_a_model_that_is_not_served(wire):

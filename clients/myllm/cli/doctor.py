@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..doctor import Finding, Report, examination, sources
+from ..errors import InvalidParameterError
 from . import _options as options
 from ._answers import printed_json
 from ._errors import FAILED, UNREACHABLE, guarded, in_options
@@ -23,8 +24,15 @@ def doctor(
     url: Annotated[
         str | None,
         typer.Argument(
-            help="The server, as in localhost:8000. Default: MYLLM_BASE_URL, OPENAI_BASE_URL, "
-            "http://localhost:8000."
+            metavar="[URL]",
+            help="The server, as in localhost:8000; --url says the same. Default: MYLLM_BASE_URL, "
+            "OPENAI_BASE_URL, http://localhost:8000.",
+        ),
+    ] = None,
+    option: Annotated[
+        str | None,
+        typer.Option(
+            "--url", "-u", "--base-url", metavar="URL", rich_help_panel=options.SERVER, help="The server."
         ),
     ] = None,
     model: options.Model = None,
@@ -64,6 +72,11 @@ def doctor(
       2  wrong usage
     """
     with guarded():
+        if url and option:
+            raise InvalidParameterError(
+                "The server is given twice: as an argument and as `--url`.", param="url"
+            )
+        url = url or option
         origin = sources(url, api_key)
         client = options.make_client(
             None if url is None else [url],

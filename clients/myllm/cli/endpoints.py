@@ -121,7 +121,7 @@ def _look(client: Client) -> Row:
     if health.status == 503:
         state, problem = "not ready", "`/health` says 503: loading or draining."
     elif not info.models:
-        state, problem = "no models", "It lists no model: is this the root of an LLM server?"
+        state, problem = "no models", "It lists no model: `myllm doctor` tells more."
     return Row(
         url=url,
         state=state,

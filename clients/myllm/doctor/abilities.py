@@ -116,14 +116,16 @@ def tried(check: str, probe: Probe, patient: Patient) -> Finding:
 def _failed(check: str, error: MyLLMError) -> Finding:
     if isinstance(error, UnsupportedFeatureError):
         words = error.message.replace(", so nothing was sent", "")
-        return Finding(check=check, section="Abilities", status="absent", summary=words)
+        words = re.sub(r"^`(\w+)=.*`: ", r"`\1`: ", words, flags=re.DOTALL)  # without the probe's own value
+        return Finding(check=check, section="Abilities", status="absent", summary=words, advice=error.hint)
     if isinstance(error, NotFoundError) or error.status in (405, 501):
         missing = "model" not in (error.server_message or "").lower()
         if missing:
             summary = f"no such endpoint (status {error.status})"
             return Finding(check=check, section="Abilities", status="absent", summary=summary)
         return failure(check, "Abilities", error)
-    if isinstance(error, BadRequestError | ValidationError):
+    off = check == "embeddings" and "embedding" in (error.server_message or "")  # llama-cpp-python's 500
+    if off or isinstance(error, BadRequestError | ValidationError):
         return failure(check, "Abilities", error, status="absent")
     if isinstance(error, RateLimitError | OverloadedError):
         return failure(check, "Abilities", error, status="warning", advice="Not seen: it has no room now.")

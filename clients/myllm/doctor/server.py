@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from .._version import __version__
 from ..client import Client
@@ -87,12 +88,10 @@ def look_at_identity(client: Client, found: ServerInfo | MyLLMError) -> Iterator
         check="kind",
         section="Server",
         status="ok",
-        summary=(
-            f"{found.product}, spoken to as {found.dialect!r}"
-            if found.product
-            else "of no known kind: spoken to as 'openai', with OpenAI's parameters and no others"
-        ),
-        advice=None if found.product else "If it has a kind of its own, say so: `dialect=`.",
+        summary=_kind(found),
+        advice=None
+        if found.product or found.dialect != "openai"
+        else "If it has a kind of its own, say so: `dialect=`.",
         data={
             "dialect": found.dialect,
             "product": found.product,
@@ -101,7 +100,7 @@ def look_at_identity(client: Client, found: ServerInfo | MyLLMError) -> Iterator
             "limits": dict(found.limits),
         },
     )
-    yield _models(client.model, found)
+    yield _models(client, found)
     length = found.limits.get("max_model_len")
     yield Finding(
         check="context",
@@ -110,6 +109,14 @@ def look_at_identity(client: Client, found: ServerInfo | MyLLMError) -> Iterator
         summary="the server does not tell its length" if length is None else f"{length} tokens",
         data={"max_model_len": length},
     )
+
+
+def _kind(found: ServerInfo) -> str:
+    if found.product:
+        return f"{found.product}, spoken to as {found.dialect!r}"
+    if found.dialect == "openai":
+        return "of no known kind: spoken to as 'openai', with OpenAI's parameters and no others"
+    return f"it does not say; spoken to as {found.dialect!r}"
 
 
 def _refused(client: Client, error: AuthenticationError) -> Finding:
@@ -139,13 +146,20 @@ def _refused(client: Client, error: AuthenticationError) -> Finding:
     )
 
 
-def _models(wanted: str | None, found: ServerInfo) -> Finding:
+def _models(client: Client, found: ServerInfo) -> Finding:
+    wanted = client.model
     ids = [model.id for model in found.models]
     status: Status = "ok"
     summary, advice = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else ""), None
     if not ids:
         status, summary = "problem", "it lists none"
-        advice = "Is this an LLM server, and does the URL lead to its root? Ollama lists what was pulled."
+        advice = "Is this an LLM server? Ollama lists what was pulled."
+        url = client._route.endpoints[0].url
+        if path := urlsplit(url).path:
+            root = url.removesuffix(path)
+            advice = (
+                f"Is {path!r} part of the server's address? Its root is what stands before `/v1`: try {root}."
+            )
     elif wanted is not None and wanted not in ids:
         status, summary = "problem", f"{wanted!r} is not among {summary}"
         near = difflib.get_close_matches(wanted, ids, n=1)
