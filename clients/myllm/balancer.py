@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,6 +19,7 @@ from .endpoints import Endpoint
 from .errors import (
     APIStatusError,
     ConnectError,
+    ConstraintNotEnforced,
     IncompleteStreamError,
     InvalidParameterError,
     InvalidResponseError,
@@ -87,10 +89,13 @@ class EndpointStatus:
 class ServerState:
     """One server, as the balancer keeps it.
 
-    `info` and `model` are what the flow found out about it, `under` when: see `tap.changes`.
+    `name` tells it from another entry with the same URL. `info` and `model` are what the flow found out about
+    it, `under` when: see `tap.changes`. `unreachable` says that it was left alone because nothing answers
+    there, which a health check may take back.
     """
 
     endpoint: Endpoint
+    name: str
     info: ServerInfo | None = None
     model: str | None = None
     under: int = 0
@@ -100,6 +105,7 @@ class ServerState:
     failures_in_row: int = 0
     openings: int = 0
     open_until: float | None = None
+    unreachable: bool = False
     trial: bool = False
     latency: float | None = None
     last_error: str | None = None
@@ -123,6 +129,7 @@ class Lease:
     """
 
     server: ServerState
+    trial: bool
     _balancer: Balancer
     _started: float
     _open: bool = True
@@ -134,7 +141,9 @@ class Lease:
 
     def ended(self, error: MyLLMError) -> None:
         """Say how the try failed, and leave it to the error's kind whose fault that is."""
-        if isinstance(error, ConnectError):
+        if isinstance(error, ConstraintNotEnforced):
+            self.succeeded()  # the model broke it, or the server cannot; it lives
+        elif isinstance(error, ConnectError):
             self.failed(error, refused=not error.connected)
         elif isinstance(error, RequestTimeoutError):
             # A deadline of the caller's and a queue of our own say nothing of the server; silence does.
@@ -179,10 +188,18 @@ class Balancer:
     clock: Callable[[], float] = time.monotonic
     _sessions: Affinity = field(init=False, default_factory=Affinity)
     _servers: list[ServerState] = field(init=False)
-    _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
+    # Reentrant, for a stream that nobody holds ends its lease wherever Python collects it.
+    _lock: threading.RLock = field(init=False, default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
-        self._servers = [ServerState(endpoint) for endpoint in self.endpoints]
+        names = Counter[str]()
+        self._servers = []
+        for endpoint in self.endpoints:
+            names[endpoint.url] += 1
+            count = names[endpoint.url]
+            self._servers.append(
+                ServerState(endpoint, endpoint.url if count == 1 else f"{endpoint.url} ({count})")
+            )
 
     def take(self, tried: Collection[Endpoint] = (), key: str | None = None) -> Lease:
         """Return a lease on the server that should get the next try.
@@ -204,8 +221,7 @@ class Balancer:
                 ready = [s for s in fresh if s.open_until is None]
                 due = [s for s in fresh if s.open_until is not None and now >= s.open_until and not s.trial]
                 chosen = self._choose(due[:1] or ready or fresh, key)
-            chosen.trial = chosen.open_until is not None
-            return self._leased(chosen)
+            return self._leased(chosen, trial=chosen.open_until is not None and not chosen.trial)
 
     def lease(self, server: ServerState) -> Lease:
         """Return a lease on this very server, whatever its state."""
@@ -227,23 +243,27 @@ class Balancer:
         policy = self.policy if key is None or self.policy.keyed else self._sessions
         return candidates[policy.choose(candidates, key)]
 
-    def _leased(self, server: ServerState) -> Lease:
+    def _leased(self, server: ServerState, *, trial: bool = False) -> Lease:
+        server.trial = server.trial or trial
         if server.under != tap.changes:
             server.info = server.model = None
             server.under = tap.changes
         server.in_flight += 1
         server.requests += 1
-        return Lease(server, self, self.clock())
+        return Lease(server, trial, self, self.clock())
 
     def probed(self, endpoint: Endpoint, error: BaseException | None) -> None:
-        """Take the result of a health probe: None closes the breaker, an error opens it."""
+        """Take the result of a health probe: an error opens the breaker, and None takes that back.
+
+        A breaker that calls opened by failing stays open: a server may be well but for them.
+        """
         with self._lock:
             for server in self._servers:
                 if server.endpoint == endpoint:
-                    if error is None:
+                    if error is not None:
+                        self._fail(server, error, at_once=True, trial=True)
+                    elif server.unreachable:
                         self._close(server)
-                    else:
-                        self._fail(server, error, at_once=True)
 
     def status(self) -> list[EndpointStatus]:
         """Return how each server is doing."""
@@ -273,7 +293,7 @@ class Balancer:
     def _began(self, server: ServerState) -> None:
         with self._lock:
             server.trial = False
-            self._close(server)
+            server.open_until = None  # but its failures still count: the stream may break like those before
 
     def _end(
         self,
@@ -287,7 +307,8 @@ class Balancer:
             lease._open = False
             server = lease.server
             server.in_flight -= 1
-            server.trial = False
+            if lease.trial:
+                server.trial = False
             if how == "succeeded":
                 took = self.clock() - lease._started
                 server.latency = took if server.latency is None else 0.9 * server.latency + 0.1 * took
@@ -295,15 +316,18 @@ class Balancer:
                     self._close(server)
             elif error is not None:
                 server.failures += 1
-                self._fail(server, error, at_once=how == "refused")
+                self._fail(server, error, at_once=how == "refused", trial=lease.trial)
 
-    def _fail(self, server: ServerState, error: BaseException, *, at_once: bool) -> None:
+    def _fail(self, server: ServerState, error: BaseException, *, at_once: bool, trial: bool = False) -> None:
         server.failures_in_row += 1
         server.last_error = str(error)
         breaker = self.breaker
         if breaker is None:
             return
-        if server.open_until is not None or at_once or server.failures_in_row >= breaker.failures:
+        if server.open_until is not None and not trial:
+            return  # a call that was on its way before says nothing new
+        if trial or at_once or server.failures_in_row >= breaker.failures:
+            server.unreachable = at_once
             wait = min(breaker.cooldown * 2 ** min(server.openings, 16), breaker.longest)
             server.openings += 1
             server.open_until = self.clock() + wait
@@ -317,3 +341,4 @@ class Balancer:
             _log.info("%s answers again", server.url)
         server.failures_in_row = server.openings = 0
         server.open_until = None
+        server.unreachable = False

@@ -182,7 +182,10 @@ class BaseClient:
 
         `defaults` go on top of this client's, and `None` removes one.
         """
-        merged = {**parameters.canonical(self.defaults), **parameters.canonical(defaults)}
+        merged, given = parameters.canonical(self.defaults), parameters.canonical(defaults)
+        if any(given.get(name) is not None for name in parameters.SHAPES):
+            merged = {name: value for name, value in merged.items() if name not in parameters.SHAPES}
+        merged.update(given)
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin.defaults = {name: value for name, value in merged.items() if value is not None}

@@ -14,7 +14,7 @@ from .base import UNSET, BaseClient, _Unset
 from .batch import BatchResult, abatch, batch
 from .cache import dump
 from .coalesce import AsyncCoalescer, Coalescer
-from .errors import InvalidParameterError, MyLLMError, RequestTimeoutError
+from .errors import InvalidParameterError, MyLLMError
 from .fit import fit_flow
 from .flow import Opened, answer_flow, models_flow, server_flow, stream_flow
 from .job import Flow
@@ -168,16 +168,7 @@ class Client(BaseClient):
         key = self._shared_key(call)
         if key is None:
             return self._run(answer_flow(self._route, call))
-        try:
-            return self._coalescer.run(
-                key, lambda: self._run(answer_flow(self._route, call)), call.timeout.total
-            )
-        except TimeoutError as exc:
-            if isinstance(exc, MyLLMError):
-                raise
-            raise RequestTimeoutError(
-                "The identical call that this one shares did not end before its deadline.", phase="total"
-            ) from None
+        return self._coalescer.run(key, lambda: self._run(answer_flow(self._route, call)), call.timeout.total)
 
     def _open(self, call: Call) -> Stream[Any, Any]:
         opened: Opened = self._run(stream_flow(self._route, call))
@@ -336,7 +327,9 @@ class AsyncClient(BaseClient):
         key = self._shared_key(call)
         if key is None:
             return await self._run(answer_flow(self._route, call))
-        return await self._coalescer.run(key, lambda: self._run(answer_flow(self._route, call)))
+        return await self._coalescer.run(
+            key, lambda: self._run(answer_flow(self._route, call)), call.timeout.total
+        )
 
     async def _open(self, call: Call) -> AsyncStream[Any, Any]:
         opened: Opened = await self._run(stream_flow(self._route, call))

@@ -85,7 +85,9 @@ def stream_flow(route: Route, call: Call) -> Flow[Opened]:
             reader = get_dialect("openai").reader(job.call)
             return Opened(
                 stored=stored,
-                parser=StreamParser(job.call, reader, stored.endpoint or "", job.request_id, _ended(job)),
+                parser=StreamParser(
+                    job.call, reader, stored.endpoint or "", job.request_id, _ended(job), cached=True
+                ),
             )
         yield from job.keep_to_the_rate()
         done = yield from job.run(stream=True)

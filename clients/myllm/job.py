@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from . import messages, tap
@@ -75,6 +76,8 @@ class Job:
             route, started=self.started, deadline=self.deadline, connect=call.timeout.connect
         )
         self._hedge: Lease | None = None
+        self._again: Callable[[Lease], WireRequest | None] | None = None
+        self._model = call.model
         self._key = _affinity_key(call) if call.session or route.balancer.policy.keyed else None
 
     def run(self, build: Build = _requests, *, stream: bool = False) -> Flow[Done]:
@@ -82,16 +85,18 @@ class Job:
         plan: list[WireRequest] = []
         replies: list[Reply] = []
         while True:
-            lease = self.route.balancer.take(self._retries.tried, self._key)
+            lease = self.route.balancer.take(self._retries.avoid(), self._key)
             self._tries += 1
             try:
                 dialect, server = yield from self._server(lease)
                 call = yield from self._named(lease, dialect, server)
                 call = self._with_roles(call)
+                self._model = call.model
                 wanted = build(dialect, call, server)
                 if wanted != plan:  # another server may want other requests, and then all of them
                     plan, replies = wanted, []
                 while len(replies) < len(plan):
+                    self._again = partial(self._for_another, build, dialect, len(replies), len(plan))
                     reply = yield from self._exchange(lease, plan[len(replies)], dialect, stream)
                     replies.append(reply)
                 lease.began() if stream else lease.succeeded()
@@ -178,7 +183,7 @@ class Job:
         if self.route.message_policy != "auto" or self.call.messages is None:
             return False
         wanted = messages.refused_roles(error)
-        key = tap.changes, self.call.model
+        key = tap.changes, self._model
         if wanted is None or self.route.roles.get(key) in (wanted, "alternate"):
             return False
         _log.warning(
@@ -197,7 +202,12 @@ class Job:
             limit = min(send.timeout.connect or TRIAL_CONNECT, TRIAL_CONNECT)
             send = replace(send, timeout=replace(send.timeout, connect=limit))
         if self.route.hedge_after is not None and not stream and request.method == "POST":
-            send = replace(send, backup=lambda: self._backup(send), backup_after=self.route.hedge_after)
+            send = replace(
+                send,
+                backup=lambda: self._backup(send),
+                backup_after=self.route.hedge_after,
+                lost=lambda result: self._lost(lease, dialect, result),
+            )
         try:
             reply = yield send
         finally:
@@ -206,8 +216,8 @@ class Job:
                 hedge.released()
         assert isinstance(reply, Reply)
         assert reply.send is not None
-        if reply.send.endpoint != lease.endpoint:
-            lease.released()  # too slow to be told how it went
+        if hedge is not None and reply.send.endpoint == hedge.endpoint:
+            hedge.succeeded()
         if reply.status >= 300:
             raise self._refusal(lease, reply, dialect)
         self.watch.answered(reply.send.endpoint.url)
@@ -215,7 +225,8 @@ class Job:
 
     def _refusal(self, lease: Lease, reply: Reply, dialect: Dialect) -> APIStatusError:
         assert reply.send is not None
-        served = [model.id for model in lease.server.info.models] if lease.server.info else ()
+        info = lease.server.info  # another thread may forget it meanwhile
+        served = [model.id for model in info.models] if info is not None else ()
         error = error_from_reply(reply.send, reply, dialect, self.request_id, served)
         if isinstance(error, NotFoundError):
             lease.server.info = lease.server.model = None  # it may serve another model by now
@@ -264,9 +275,49 @@ class Job:
         lease = self.route.balancer.other(first.endpoint, self._key)
         if lease is None:
             return None
+        request = self._again(lease) if self._again is not None else None
+        if request is None:
+            lease.released()
+            return None
         self._hedge = lease
         _log.debug("%s is slow; %s is asked too", first.endpoint.url, lease.endpoint.url)
-        return self._send(lease.endpoint, first.request)
+        send = self._send(lease.endpoint, request)
+        return replace(send, lost=lambda result: self._lost(lease, None, result))
+
+    def _for_another(
+        self, build: Build, dialect: Dialect, position: int, many: int, lease: Lease
+    ) -> WireRequest | None:
+        """Return what another server is to be sent for one of the call's requests, or None.
+
+        It can stand in when all that has to be known of it is known, and its answer reads like the first's.
+        """
+        info = lease.server.info or ServerInfo(dialect=dialect.name)
+        fixed = self.route.dialect is not None and not self.route.dialect.depends_on_server(self.call)
+        model = self.call.model or lease.server.model
+        known = (fixed or lease.server.info is not None) and (model is not None or dialect.name == "tgi")
+        if info.dialect != dialect.name or not known:
+            return None
+        try:
+            plan = build(dialect, self._with_roles(replace(self.call, model=model)), info)
+        except MyLLMError:
+            return None
+        return plan[position] if len(plan) == many else None
+
+    def _lost(self, lease: Lease, dialect: Dialect | None, result: Reply | Exception | None) -> None:
+        """Account for the one of two racing requests that did not win."""
+        url = lease.endpoint.url
+        if isinstance(result, Reply):
+            error: MyLLMError = self._refusal(lease, result, dialect or get_dialect("openai"))
+        elif isinstance(result, MyLLMError):
+            error = result
+        elif dialect is not None:  # the first server, which was overtaken
+            error = RequestTimeoutError(
+                f"{url} was overtaken by another server.", phase="first_byte", endpoint=url
+            )
+        else:
+            lease.released()
+            return
+        self.account(lease, error)
 
     def account(self, lease: Lease, error: MyLLMError) -> None:
         """Tell the balancer, and the hooks, of a failed try."""

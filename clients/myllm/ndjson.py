@@ -12,11 +12,15 @@ class NDJSONDecoder:
     """Turn body bytes, cut anywhere, into lines; the counterpart of `SSEDecoder`."""
 
     def __init__(self) -> None:
-        self._tail = b""
+        self._tail: list[bytes] = []  # of a line that is not whole yet, which may come in many pieces
 
     def feed(self, body: bytes) -> Iterator[bytes]:
         """Yield each line that `body` completes; blank ones are skipped."""
-        *lines, self._tail = (self._tail + body).split(b"\n")
+        self._tail.append(body)
+        if b"\n" not in body:
+            return
+        *lines, rest = b"".join(self._tail).split(b"\n")
+        self._tail = [rest]
         for line in lines:
             if line := line.strip():
                 yield line

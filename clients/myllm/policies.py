@@ -19,8 +19,8 @@ class Candidate(Protocol):
     """What a policy may look at."""
 
     @property
-    def url(self) -> str:
-        """The server's URL."""
+    def name(self) -> str:
+        """The server's URL, made unlike every other one's."""
 
     @property
     def weight(self) -> float:
@@ -57,10 +57,10 @@ class RoundRobin:
         self._last: str | None = None
 
     def choose(self, candidates: Sequence[Candidate], key: str | None) -> int:
-        """See `Policy.choose`. The one after the last one chosen; URLs are compared, for some may be out."""
-        urls = [candidate.url for candidate in candidates]
-        index = (urls.index(self._last) + 1) % len(urls) if self._last in urls else 0
-        self._last = urls[index]
+        """See `Policy.choose`. The one after the last one chosen; names are compared, for some may be out."""
+        names = [candidate.name for candidate in candidates]
+        index = (names.index(self._last) + 1) % len(names) if self._last in names else 0
+        self._last = names[index]
         return index
 
 
@@ -75,9 +75,9 @@ class Weighted:
     def choose(self, candidates: Sequence[Candidate], key: str | None) -> int:
         """See `Policy.choose`."""
         for candidate in candidates:
-            self._credit[candidate.url] = self._credit.get(candidate.url, 0.0) + candidate.weight
-        index = max(range(len(candidates)), key=lambda i: self._credit[candidates[i].url])
-        self._credit[candidates[index].url] -= sum(candidate.weight for candidate in candidates)
+            self._credit[candidate.name] = self._credit.get(candidate.name, 0.0) + candidate.weight
+        index = max(range(len(candidates)), key=lambda i: self._credit[candidates[i].name])
+        self._credit[candidates[index].name] -= sum(candidate.weight for candidate in candidates)
         return index
 
 
@@ -117,7 +117,7 @@ class Affinity:
 
 def _score(candidate: Candidate, key: str) -> float:
     digest = hashlib.blake2b(
-        f"{candidate.url}\n{key}".encode("utf-8", "surrogatepass"), digest_size=8
+        f"{candidate.name}\n{key}".encode("utf-8", "surrogatepass"), digest_size=8
     ).digest()
     share = (int.from_bytes(digest, "big") + 1) / (2**64 + 1)  # in (0, 1)
     return -candidate.weight / math.log(share)

@@ -40,6 +40,7 @@ class Retries:
         self, route: Route, *, started: float, deadline: float | None, connect: float | None
     ) -> None:
         self.tried: dict[Endpoint, MyLLMError] = {}
+        self._not_before: dict[Endpoint, float] = {}
         self._route = route
         self._started = started
         self._deadline = deadline
@@ -54,6 +55,8 @@ class Retries:
             MyLLMError: `error`, when there is to be none; `AllEndpointsDown`, when that was the last server.
         """
         self.tried[endpoint] = error
+        if error.retry_after is not None:
+            self._not_before[endpoint] = self._route.clock() + error.retry_after
         if self._policy is None or self._state is None:
             self._policy = tenacity.Retrying(
                 retry=tenacity.retry_if_exception(is_retryable),
@@ -76,6 +79,13 @@ class Retries:
         self._policy.iter(retry_state=self._state)
         return float(wait)
 
+    def avoid(self) -> set[Endpoint]:
+        """Return the servers that should not get the next try: those tried, or of all those that wait."""
+        if self._untried():
+            return set(self.tried)
+        now = self._route.clock()
+        return {endpoint for endpoint, ready in self._not_before.items() if ready > now + 0.001}
+
     def _untried(self) -> bool:
         return len(self.tried) < len(self._route.endpoints)
 
@@ -96,11 +106,12 @@ class Retries:
         """Whether the try that failed was the last one."""
         error = state.outcome.exception() if state.outcome else None
         now = self._route.clock()
-        if isinstance(error, ConnectError) and not error.connected:
-            if self._untried():
-                return False  # another server may live
-            if self._connect is not None and now - self._started + state.upcoming_sleep >= self._connect:
-                return True
+        if self._untried() and (isinstance(error, ConnectError) or _is_busy(error)):
+            return False  # another server may live, or have room: going there is no second try
+        spent = now - self._started + state.upcoming_sleep
+        refused = isinstance(error, ConnectError) and not error.connected
+        if refused and self._connect is not None and spent >= self._connect:
+            return True
         if self._deadline is not None and now + state.upcoming_sleep >= self._deadline:
             return True
         if state.upcoming_sleep > LONGEST_WAIT or state.attempt_number > self._route.max_retries:
@@ -109,12 +120,17 @@ class Retries:
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         """Return the seconds until the next try."""
-        error = state.outcome.exception() if state.outcome else None
         if self._untried():
             return 0.0  # the next server has done nothing to be waited for
-        if isinstance(error, APIStatusError) and error.retry_after is not None:
-            return error.retry_after
-        return float(_backoff(state))
+        now = self._route.clock()
+        waits = [self._not_before.get(endpoint, now) - now for endpoint in self.tried]
+        soonest = max(0.0, min(waits))
+        # A server that named no time is given some.
+        return soonest if len(self._not_before) == len(self.tried) else float(_backoff(state))
+
+
+def _is_busy(error: BaseException | None) -> bool:
+    return isinstance(error, APIStatusError) and error.status in (429, 502, 503, 504)
 
 
 def is_retryable(error: BaseException) -> bool:

@@ -17,14 +17,20 @@ class SSEDecoder:
     """
 
     def __init__(self) -> None:
-        self._tail = b""
+        self._tail: list[bytes] = []  # of a line that is not whole yet, which may come in many pieces
         self._data: list[bytes] = []
+        self._first = True
 
     def feed(self, body: bytes) -> Iterator[bytes]:
         """Yield the data of each event that `body` completes."""
-        buffer = self._tail + body
-        lines = buffer.split(b"\n")
-        self._tail = lines.pop()
+        self._tail.append(body)
+        if b"\n" not in body:
+            return
+        *lines, rest = b"".join(self._tail).split(b"\n")
+        self._tail = [rest] if rest else []
+        if self._first:
+            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")  # the byte order mark is not part of it
+            self._first = False
         for line in lines:
             if line.endswith(b"\r"):
                 line = line[:-1]

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from . import constraints
 from .accumulate import Accumulator
+from .cache import is_complete
 from .dialects import DONE, ChunkReader
 from .errors import ConnectError, IncompleteStreamError, InvalidResponseError, MyLLMError
 from .ndjson import NDJSONDecoder
@@ -22,6 +23,9 @@ FinalT = TypeVar("FinalT", ChatCompletion, Completion)
 Ended = Callable[[Answer | None, BaseException | None], None]
 
 
+_NO_ANSWER = "The server may have refused the request after it had accepted it; its log tells."
+
+
 class StreamParser:
     """The sans-IO half of a stream: body bytes in, chunks out, and the check that it came to its end.
 
@@ -32,6 +36,7 @@ class StreamParser:
         ended: called once, with the answer, with the error, or with neither when the stream was closed early.
         began: called at the first chunk.
         server: who answers, for errors.
+        cached: the body is what the cache had.
         lines: the body is newline-delimited JSON instead of server-sent events.
     """
 
@@ -46,6 +51,7 @@ class StreamParser:
         *,
         server: ServerInfo | None = None,
         lines: bool = False,
+        cached: bool = False,
     ) -> None:
         self.call = call
         self.total = Accumulator(call.kind)
@@ -55,6 +61,7 @@ class StreamParser:
         self.request_id = request_id
         self._reader = reader
         self._server = server
+        self._cached = cached
         self._decoder: SSEDecoder | NDJSONDecoder = NDJSONDecoder() if lines else SSEDecoder()
         self._ended: Ended | None = ended
         self._began = began
@@ -105,6 +112,8 @@ class StreamParser:
             ConstraintNotEnforced: it breaks it.
         """
         with located(self.endpoint, self.request_id):
+            if not self.answer().choices:
+                raise InvalidResponseError("The stream ended without an answer.", hint=_NO_ANSWER)
             constraints.check(self.call, self.answer(), self._server)
 
     def answer(self) -> Any:
@@ -112,6 +121,7 @@ class StreamParser:
         if self._answer is None:
             self._answer = self.total.result()
             self._answer._endpoint, self._answer._request_id = self.endpoint, self.request_id
+            self._answer._cached = self._cached
         return self._answer
 
     def final(self) -> Any:
@@ -315,7 +325,7 @@ def _read(parser: StreamParser, body: Any, keep: Callable[[Any], None] | None) -
             yield from parser.end(error)
         if parser.done:
             parser.check()
-            if keep is not None:
+            if keep is not None and is_complete(parser.answer()):
                 keep(parser.answer())
     except Exception as exc:
         parser.over(exc)
@@ -345,7 +355,7 @@ async def _read_async(
                 yield chunk
         if parser.done:
             parser.check()
-            if keep is not None:
+            if keep is not None and is_complete(parser.answer()):
                 await keep(parser.answer())
     except Exception as exc:
         parser.over(exc)

@@ -8,6 +8,7 @@ attributes. `model_dump(exclude_none=True)` gives a body in OpenAI's wire format
 from __future__ import annotations
 
 import base64
+import json
 import struct
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -36,6 +37,19 @@ def _none_is_text(value: Any) -> Any:
     return "" if value is None else value
 
 
+def _none_is_zero(value: Any) -> Any:
+    return 0 if value is None else value
+
+
+def _none_is_nothing(value: Any) -> Any:
+    return {} if value is None else value
+
+
+def _as_json(value: Any) -> Any:
+    """Ollama's own API and some proxies give a call's arguments as an object."""
+    return "" if value is None else json.dumps(value) if isinstance(value, dict) else value
+
+
 def _none_is_empty(value: Any) -> Any:
     return [] if value is None else value
 
@@ -44,7 +58,7 @@ class FunctionCall(Model):
     """The function a model wants called; `arguments` is JSON text, as the model wrote it."""
 
     name: str | None = None
-    arguments: Annotated[str, BeforeValidator(_none_is_text)] = ""
+    arguments: Annotated[str, BeforeValidator(_as_json)] = ""
 
 
 class ToolCall(Model):
@@ -105,8 +119,8 @@ class Logprobs(Model):
 class Answer(Model):
     """What all whole answers share."""
 
-    id: str = ""
-    created: int = 0
+    id: Annotated[str, BeforeValidator(_none_is_text)] = ""
+    created: Annotated[int, BeforeValidator(_none_is_zero)] = 0
     model: str | None = None
     usage: Usage | None = None
     _raw: Any = PrivateAttr(default=None)
@@ -213,7 +227,7 @@ class ChatChunkChoice(Model):
     """What a chunk adds to one choice."""
 
     index: int = 0
-    delta: Delta = Field(default_factory=Delta)
+    delta: Annotated[Delta, BeforeValidator(_none_is_nothing)] = Field(default_factory=Delta)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     logprobs: Logprobs | None = None
@@ -222,9 +236,9 @@ class ChatChunkChoice(Model):
 class ChatChunk(Model):
     """One event of a chat stream; the one with the usage may have no choices."""
 
-    id: str = ""
+    id: Annotated[str, BeforeValidator(_none_is_text)] = ""
     object: str = "chat.completion.chunk"
-    created: int = 0
+    created: Annotated[int, BeforeValidator(_none_is_zero)] = 0
     model: str | None = None
     choices: Annotated[list[ChatChunkChoice], BeforeValidator(_none_is_empty)] = Field(default_factory=list)
     usage: Usage | None = None
@@ -238,9 +252,9 @@ class ChatChunk(Model):
 class CompletionChunk(Model):
     """One event of a completion stream; `choices[i].text` is what it adds."""
 
-    id: str = ""
+    id: Annotated[str, BeforeValidator(_none_is_text)] = ""
     object: str = "text_completion"
-    created: int = 0
+    created: Annotated[int, BeforeValidator(_none_is_zero)] = 0
     model: str | None = None
     choices: Annotated[list[CompletionChoice], BeforeValidator(_none_is_empty)] = Field(default_factory=list)
     usage: Usage | None = None
@@ -306,7 +320,7 @@ class ModelInfo(Model):
 
     id: str
     object: str = "model"
-    created: int = 0
+    created: Annotated[int, BeforeValidator(_none_is_zero)] = 0
     owned_by: str = ""
     root: str | None = None
     parent: str | None = None

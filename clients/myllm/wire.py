@@ -129,6 +129,8 @@ class Send:
         stream: a reply below 300 is handed back open: its `body` stays empty.
         backup: makes the same request for another server, or None when there is none.
         backup_after: seconds without an answer after which the backup is sent too; the first good reply wins.
+        lost: called when the other one of the two won, with what became of this one: a reply that was no
+            better, an error, or None where it was still waited for.
     """
 
     request: WireRequest
@@ -139,6 +141,7 @@ class Send:
     stream: bool = False
     backup: Callable[[], Send | None] | None = None
     backup_after: float | None = None
+    lost: Callable[[Reply | Exception | None], None] | None = None
 
     @property
     def request_id(self) -> str | None:

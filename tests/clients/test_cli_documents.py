@@ -16,8 +16,8 @@ EXAMPLES = re.findall(r"^    \$ (.*)\n((?:    (?!\$).*\n)*)", PAGE.read_text(enc
 
 
 def test_the_page_has_examples_of_each_command():
-    assert {re.search(r"myllm (\w+)", command)[1] for command, _ in EXAMPLES} == {
-        "chat", "complete", "endpoints", "doctor",
+    assert {re.search(r"myllm ([\w-]+)", command)[1] for command, _ in EXAMPLES} == {
+        "chat", "complete", "endpoints", "doctor", "run-batch",
     }  # fmt: skip
 
 

@@ -573,6 +573,7 @@ def test_a_server_that_was_never_there_is_said_at_once(job, free_port):
     done = job.run()
     assert time.monotonic() - start < 20
     assert done.exit_code == 3
+    assert "or check `--url`" in done.stderr
     assert str(free_port) in done.stderr
     assert "0 answered, 0 failed, 500 left" in done.stderr
     assert job.answers() == job.failures() == []
@@ -651,6 +652,7 @@ def test_a_key_that_is_refused_stops_the_run(job, wire):
     job.write(*(request(str(i)) for i in range(300)))
     done = job.run("--concurrency", "4")
     assert done.exit_code == 4
+    assert "`--api-key`" in done.stderr
     assert "MYLLM_API_KEY" in done.stderr
     assert len(wire.seen) < 10
     assert job.failures() == []

@@ -14,7 +14,7 @@ from myllm.policies import Affinity, LeastInFlight, Policy, RoundRobin, Weighted
 
 @dataclass
 class Candidate:
-    url: str
+    name: str
     weight: float = 1.0
     in_flight: int = 0
 
@@ -23,7 +23,7 @@ A, B, C = Candidate("http://a"), Candidate("http://b"), Candidate("http://c")
 
 
 def choices(policy: Policy, candidates: list[Candidate], times: int) -> list[str]:
-    return [candidates[policy.choose(candidates, None)].url[-1] for _ in range(times)]
+    return [candidates[policy.choose(candidates, None)].name[-1] for _ in range(times)]
 
 
 def test_round_robin_goes_on_where_it_was_when_servers_come_and_go():
@@ -48,17 +48,17 @@ def test_the_least_busy_for_its_weight_is_chosen_and_equals_take_turns():
 def test_affinity_moves_only_the_keys_of_a_server_that_goes():
     policy, servers = Affinity(), [A, B, C]
     keys = [f"session {i}" for i in range(3000)]
-    before = {key: servers[policy.choose(servers, key)].url for key in keys}
+    before = {key: servers[policy.choose(servers, key)].name for key in keys}
     shares = Counter(before.values())
     assert all(900 < share < 1100 for share in shares.values())
     left = [A, C]
-    after = {key: left[policy.choose(left, key)].url for key in keys}
-    assert all(after[key] == before[key] for key in keys if before[key] != B.url)
+    after = {key: left[policy.choose(left, key)].name for key in keys}
+    assert all(after[key] == before[key] for key in keys if before[key] != B.name)
 
 
 def test_affinity_obeys_weights():
     servers = [Candidate("http://a", 3.0), Candidate("http://b", 1.0)]
-    found = Counter(servers[Affinity().choose(servers, f"{i}")].url for i in range(4000))
+    found = Counter(servers[Affinity().choose(servers, f"{i}")].name for i in range(4000))
     assert found["http://a"] / found["http://b"] == pytest.approx(3, rel=0.15)
 
 

@@ -21,7 +21,7 @@ from ..batch.job import Job, Plan, ServerUnreachable, make_plan
 from ..batch.progress import reporting
 from ..client import AsyncClient
 from ..errors import AuthenticationError, InvalidParameterError
-from ._errors import INTERRUPTED, REFUSED, UNREACHABLE, UNWRITABLE, USAGE
+from ._errors import INTERRUPTED, REFUSED, UNREACHABLE, UNWRITABLE, USAGE, in_options, told
 from ._options import ApiKey, Dialect, Urls
 
 _EXIT_CODES = {
@@ -214,10 +214,10 @@ def _attempt(job: Job) -> str:
         asyncio.run(_interruptible(job))
     except ServerUnreachable as exc:
         if not job.stopping:
-            _say(f"myllm run-batch: stopped, because no server can be reached. {exc}")
+            _say(f"myllm run-batch: stopped, because no server can be reached. {in_options(str(exc))}")
             return "unreachable"
     except AuthenticationError as exc:
-        _say(f"myllm run-batch: stopped. {exc}")
+        _say(f"myllm run-batch: stopped. {told(exc)}")
         return "refused"
     except OSError as exc:
         _say(f"myllm run-batch: stopped, because the answers cannot be written. {_words(exc)}.")
@@ -323,7 +323,8 @@ def _summary(settings: _Settings, status: str, plan: Plan, job: Job, seconds: fl
 def _told(summary: dict[str, Any]) -> str:
     """Return the summary in words, and what to do next."""
     this = summary["this_run"]
-    words = f"{summary['requests']} requests: {summary['answered']} answered, {summary['failed']} failed"
+    noun = "request" if summary["requests"] == 1 else "requests"
+    words = f"{summary['requests']} {noun}: {summary['answered']} answered, {summary['failed']} failed"
     if summary["left"]:
         words += f", {summary['left']} left"
     if made := this["answered"] + this["failed"]:

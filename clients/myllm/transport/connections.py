@@ -7,6 +7,7 @@ is what makes httpx slow with many requests in flight (at 64: 650 calls a second
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -90,7 +91,8 @@ class Connections:
 
     def __init__(self, options: HTTPOptions, max_concurrency: int | None = None) -> None:
         self._pool: Pool[Wire] = Pool(options, _sync_connection)
-        self._places = None if max_concurrency is None else threading.BoundedSemaphore(max_concurrency)
+        self._max_concurrency = max_concurrency
+        self._places_of: tuple[int, threading.BoundedSemaphore | None] = (-1, None)
         weakref.finalize(self, close_all, self._pool)  # a client that is dropped leaves no socket open
 
     def open(
@@ -114,21 +116,22 @@ class Connections:
         """
         site, idle = self._pool.site(endpoint)
         request = site.request(method, path, headers, content)
-        if self._places is not None and not self._places.acquire(timeout=until(deadline)):
+        places = self._places()
+        if places is not None and not places.acquire(timeout=until(deadline)):
             raise httpcore.PoolTimeout
-        release = None if self._places is None else self._places.release
+        release = None if places is None else places.release
         fresh = False
         try:
             while True:
                 line = self._pool.take(site, idle, fresh=fresh)
                 line.waits.arm(timeout, deadline)
-                if watch is not None:
-                    watch(line.wire)
                 try:
+                    if watch is not None:
+                        watch(line.wire)
                     response = line.http.handle_request(request)
                     break
                 except GONE:
-                    if not line.used or line.waits.received:
+                    if not line.used or line.waits.received or line.wire.aborted:
                         raise
                     fresh = True  # the server had closed it; the others are likely no better
         except BaseException:
@@ -142,6 +145,13 @@ class Connections:
                 release()
 
         return Exchange(response, line, done)
+
+    def _places(self) -> threading.BoundedSemaphore | None:
+        """Return what limits the requests in flight; a fork's parent gives no place back to its child."""
+        if self._places_of[0] != os.getpid():
+            limit = self._max_concurrency
+            self._places_of = os.getpid(), None if limit is None else threading.BoundedSemaphore(limit)
+        return self._places_of[1]
 
     def close(self) -> None:
         """Close the idle connections; nothing can be sent afterwards."""

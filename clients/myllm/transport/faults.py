@@ -42,9 +42,10 @@ def error_from_httpcore(exc: Exception, action: Send, waits: Waits | None = None
     url = action.endpoint.url
     context: dict[str, Any] = {"endpoint": url, "request_id": action.request_id}
     if isinstance(exc, httpcore.ConnectTimeout):
-        waited = min(s for s in (action.timeout.connect, action.timeout.total) if s is not None)
+        limits = [s for s in (action.timeout.connect, action.timeout.total) if s is not None]
+        within = f" within {min(limits):g} s" if limits else ""  # the operating system has limits of its own
         return ConnectTimeoutError(
-            f"{url} did not accept a connection within {waited:g} s.",
+            f"{url} did not accept a connection{within}.",
             hint="Is the host right and reachable? `timeout=Timeout(connect=…)` allows more time.",
             **context,
         )

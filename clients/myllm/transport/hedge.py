@@ -9,6 +9,8 @@ import asyncio
 import queue
 import threading
 
+import httpcore
+
 from ..wire import Reply, Send
 from .http import AsyncHTTPTransport, HTTPTransport
 from .network import Wire
@@ -16,63 +18,83 @@ from .network import Wire
 _Result = Reply | Exception
 
 
+class _Runner:
+    """One of two racing requests, in a thread of its own; it can be called off."""
+
+    def __init__(
+        self, transport: HTTPTransport, send: Send, results: queue.SimpleQueue[tuple[_Runner, _Result]]
+    ) -> None:
+        self.send = send
+        self._transport = transport
+        self._results = results
+        self._wire: Wire | None = None
+        self._off = False
+        self._lock = threading.Lock()
+        threading.Thread(target=self._work, name="myllm-hedge", daemon=True).start()
+
+    def _work(self) -> None:
+        result: _Result
+        try:
+            result = self._transport.send(self.send, self._watch)
+        except Exception as exc:  # noqa: BLE001 - told to the caller of `send_hedged`
+            result = exc
+        self._results.put((self, result))
+
+    def _watch(self, wire: Wire) -> None:
+        """See each connection before the request goes out on it."""
+        with self._lock:
+            if self._off:
+                raise httpcore.ConnectError("called off")
+            self._wire = wire
+
+    def call_off(self) -> None:
+        """Close the connection, and let nothing more be sent."""
+        with self._lock:
+            self._off = True
+            if self._wire is not None:
+                self._wire.shut_down()
+
+
 def send_hedged(transport: HTTPTransport, action: Send) -> Reply:
     """Send `action`, and its backup when that takes longer than `backup_after`; see `HTTPTransport.send`."""
-    results: queue.SimpleQueue[tuple[int, _Result]] = queue.SimpleQueue()
-    wires: list[list[Wire]] = []
+    results: queue.SimpleQueue[tuple[_Runner, _Result]] = queue.SimpleQueue()
+    runners = [_Runner(transport, action, results)]
+    found: dict[_Runner, _Result] = {}
 
-    def start(send: Send) -> None:
-        number, used = len(wires), list[Wire]()
-        wires.append(used)
+    def wait(seconds: float | None = None) -> None:
+        runner, result = results.get(timeout=seconds)
+        found[runner] = result
 
-        def work() -> None:
-            result: _Result
-            try:
-                result = transport.send(send, used.append)
-            except Exception as exc:  # noqa: BLE001 - told to the caller below
-                result = exc
-            results.put((number, result))
-
-        threading.Thread(target=work, name="myllm-hedge", daemon=True).start()
-
-    start(action)
-    found: dict[int, _Result] = {}
     try:
         try:
-            number, result = results.get(timeout=action.backup_after)
-            found[number] = result
+            wait(action.backup_after)
         except queue.Empty:
             if action.backup is not None and (backup := action.backup()) is not None:
-                start(backup)
-        while len(found) < len(wires) and not any(map(_good, found.values())):
-            number, result = results.get()
-            found[number] = result
+                runners.append(_Runner(transport, backup, results))
+        while len(found) < len(runners) and not any(map(_good, found.values())):
+            wait()
     finally:
-        for number, used in enumerate(wires):
-            if number not in found:
-                for wire in used:
-                    wire.shut_down()
-    return _best(found)
+        for runner in runners:
+            if runner not in found:
+                runner.call_off()
+    return _settled([(runner.send, found.get(runner)) for runner in runners])
 
 
 async def async_send_hedged(transport: AsyncHTTPTransport, action: Send) -> Reply:
     """See `send_hedged`."""
-    tasks = [asyncio.ensure_future(transport.send(action))]
+    tasks = {asyncio.ensure_future(transport.send(action)): action}
     try:
         done, _ = await asyncio.wait(tasks, timeout=action.backup_after)
         if not done and action.backup is not None and (backup := action.backup()) is not None:
-            tasks.append(asyncio.ensure_future(transport.send(backup)))
-        while not (done and any(_good(_result(task)) for task in done)) and len(done) < len(tasks):
-            done, _ = await asyncio.wait(tasks, return_when=_next(done))
-        return _best({number: _result(task) for number, task in enumerate(tasks) if task.done()})
+            tasks[asyncio.ensure_future(transport.send(backup))] = backup
+        while len(done) < len(tasks) and not any(_good(_result(task)) for task in done):
+            when = asyncio.ALL_COMPLETED if done else asyncio.FIRST_COMPLETED
+            done, _ = await asyncio.wait(tasks, return_when=when)
+        return _settled([(send, _result(task) if task.done() else None) for task, send in tasks.items()])
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _next(done: set[asyncio.Task[Reply]]) -> str:
-    return asyncio.ALL_COMPLETED if done else asyncio.FIRST_COMPLETED
 
 
 def _result(task: asyncio.Task[Reply]) -> _Result:
@@ -82,13 +104,19 @@ def _result(task: asyncio.Task[Reply]) -> _Result:
     return error if error is not None else task.result()
 
 
-def _good(result: _Result) -> bool:
-    return isinstance(result, Reply) and result.status < 500 and result.status != 429
+def _good(result: _Result | None) -> bool:
+    """Whether another server's answer would not be better: a success, or a mistake of the caller's."""
+    return isinstance(result, Reply) and (result.status < 300 or result.status in (400, 413, 422))
 
 
-def _best(found: dict[int, _Result]) -> Reply:
-    """Return the first good reply; without one, what the first server said."""
-    result = next(filter(_good, found.values()), found[min(found)])
+def _settled(race: list[tuple[Send, _Result | None]]) -> Reply:
+    """Return the first good reply, or what the first server said; tell the other how it lost."""
+    winner = next((i for i, (_, result) in enumerate(race) if _good(result)), 0)
+    for i, (send, result) in enumerate(race):
+        if i != winner and send.lost is not None:
+            send.lost(result)
+    result = race[winner][1]
     if isinstance(result, Exception):
         raise result
+    assert result is not None
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import time
 from collections import deque
@@ -119,6 +120,10 @@ class Pool(Generic[WireT]):
         if line.http.is_idle() and not self.closed and len(idle) < MAX_IDLE:
             line.used = True
             idle.append(line)
+            # The newest are used first; what the server has closed meanwhile lies at the other end.
+            if len(idle) > 1 and idle[0].http.has_expired():
+                with contextlib.suppress(IndexError):  # another thread may have taken them
+                    self.drop(idle.popleft())
         else:
             self.drop(line)
 
@@ -138,7 +143,9 @@ def headers_of(response: httpcore.Response) -> dict[str, str]:
     headers: dict[str, str] = {}
     for raw, value in response.headers:
         name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {text}" if name in headers else text
+        # Cookies hold commas (RFC 6265, section 3): they are kept line by line.
+        between = "\n" if name == "set-cookie" else ", "
+        headers[name] = f"{headers[name]}{between}{text}" if name in headers else text
     return headers
 
 

@@ -11,8 +11,10 @@ import contextlib
 import os
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import httpcore
@@ -59,11 +61,6 @@ class Waits:
         now = time.monotonic()
         return _seconds(min(self._first_byte, self._deadline) - now, httpcore.WriteTimeout)
 
-    @property
-    def past_deadline(self) -> bool:
-        """Whether the whole call's time is up (within the clock's grain)."""
-        return time.monotonic() >= self._deadline - 0.001
-
 
 def _seconds(limit: float, expired: type[Exception]) -> float | None:
     if limit == _Never:
@@ -79,6 +76,7 @@ class Wire(httpcore.NetworkBackend):
     def __init__(self) -> None:
         self.waits = Waits()
         self.stream: TimedStream | None = None
+        self.aborted = False
 
     def connect_tcp(
         self,
@@ -89,15 +87,17 @@ class Wire(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
         """Connect to the first of the host's addresses that accepts, within the call's limit for them all."""
-        with _os_errors():
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = _addresses(host, port, self.waits.to_connect())
         failure: Exception | None = None
-        for *_, address in found:
+        for position, address in enumerate(addresses):
+            limit = self.waits.to_connect()
+            if limit is not None:  # an address that is a black hole leaves the others their share
+                limit /= len(addresses) - position
             try:
                 inner = httpcore.SyncBackend().connect_tcp(
-                    str(address[0]), port, self.waits.to_connect(), local_address, socket_options or ()
+                    address, port, limit, local_address, socket_options or ()
                 )
-            except httpcore.ConnectError as exc:
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as exc:
                 failure = exc
                 continue
             self.stream = TimedStream(inner, self)
@@ -111,10 +111,36 @@ class Wire(httpcore.NetworkBackend):
 
     def shut_down(self) -> None:
         """End the connection at once, whatever thread reads from it: that one sees its end."""
+        self.aborted = True
         connection = None if self.stream is None else self.stream.get_extra_info("socket")
         if connection is not None:
             with contextlib.suppress(OSError):  # it is down already
                 connection.shutdown(socket.SHUT_RDWR)
+
+
+def _addresses(host: str, port: int, limit: float | None) -> list[str]:
+    """Look a host up, in a thread where there is a limit: the resolver knows none."""
+
+    def look_up() -> list[str]:
+        with _os_errors():
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+    if limit is None or host == "localhost" or ":" in host or host.replace(".", "").isdigit():
+        return look_up()
+    answer: Future[list[str]] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(look_up())
+        except Exception as exc:  # noqa: BLE001 - told to the thread that waits
+            answer.set_exception(exc)
+
+    threading.Thread(target=work, name="myllm-resolver", daemon=True).start()
+    try:
+        return answer.result(limit)
+    except TimeoutError:
+        raise httpcore.ConnectTimeout(f"{host} could not be looked up in time") from None
 
 
 class TimedStream(httpcore.NetworkStream):
@@ -136,7 +162,11 @@ class TimedStream(httpcore.NetworkStream):
             # A server may answer before it has read everything (413): its answer tells more.
             with contextlib.suppress(httpcore.WriteError):
                 self._inner.write(unsent, self._waits.to_write())
-        data = self._inner.read(max_bytes, self._waits.to_read())
+        limit, since = self._waits.to_read(), time.monotonic()
+        try:
+            data = self._inner.read(max_bytes, limit)
+        except httpcore.ReadTimeout as exc:
+            raise _timeout(exc, limit, since) from exc
         if data:
             self._waits.received = True
         return data
@@ -184,7 +214,7 @@ class AsyncWire(httpcore.AsyncNetworkBackend):
                 standard = isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)
                 side_by_side = {"happy_eyeballs_delay": 0.25} if standard else {}
                 async with asyncio.timeout(self.waits.to_connect()):
-                    reader, writer = await asyncio.open_connection(host, port, limit=2**20, **side_by_side)
+                    reader, writer = await _open_connection(host, port, **side_by_side)
             except TimeoutError as exc:
                 raise httpcore.ConnectTimeout(str(exc)) from exc
         connection = writer.get_extra_info("socket")
@@ -213,14 +243,36 @@ class AsyncWire(httpcore.AsyncNetworkBackend):
                 twin.shutdown(socket.SHUT_RDWR)
 
 
+class _CountingReader(asyncio.StreamReader):
+    """Knows whether it holds bytes that nobody has read yet."""
+
+    fed = 0
+
+    def feed_data(self, data: Any) -> None:
+        self.fed += len(data)
+        super().feed_data(data)
+
+
+async def _open_connection(
+    host: str, port: int, **options: Any
+) -> tuple[_CountingReader, asyncio.StreamWriter]:
+    """Do as `asyncio.open_connection` does, with a reader of ours."""
+    loop = asyncio.get_running_loop()
+    reader = _CountingReader(limit=2**20, loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport, _ = await loop.create_connection(lambda: protocol, host, port, **options)
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
 class AsyncTimedStream(httpcore.AsyncNetworkStream):
     """An asyncio stream that keeps to the call's limits; see `TimedStream`."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, waits: Waits) -> None:
+    def __init__(self, reader: _CountingReader, writer: asyncio.StreamWriter, waits: Waits) -> None:
         self._reader = reader
         self._writer = writer
         self._waits = waits
         self._unsent = b""
+        self._taken = 0
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Send what is to be sent, and read what is there, or wait for it."""
@@ -228,7 +280,7 @@ class AsyncTimedStream(httpcore.AsyncNetworkStream):
             unsent, self._unsent = self._unsent, b""
             with contextlib.suppress(httpcore.WriteError):
                 await self._send(unsent)
-        limit = self._waits.to_read()
+        limit, since = self._waits.to_read(), time.monotonic()
         try:
             if limit is None:
                 data = await self._reader.read(max_bytes)
@@ -236,10 +288,11 @@ class AsyncTimedStream(httpcore.AsyncNetworkStream):
                 async with asyncio.timeout(limit):
                     data = await self._reader.read(max_bytes)
         except TimeoutError as exc:
-            raise httpcore.ReadTimeout(str(exc)) from exc
+            raise _timeout(exc, limit, since) from exc
         except OSError as exc:
             raise httpcore.ReadError(str(exc)) from exc
         if data:
+            self._taken += len(data)
             self._waits.received = True
         return data
 
@@ -280,10 +333,18 @@ class AsyncTimedStream(httpcore.AsyncNetworkStream):
         return self
 
     def get_extra_info(self, info: str) -> Any:
-        """Return what the socket knows; "is_readable" of an idle connection: the server has closed it."""
+        """Return what the socket knows; "is_readable" of an idle connection: it is closed, or out of step."""
         if info == "is_readable":
-            return self._reader.at_eof() or self._writer.transport.is_closing()
+            unread = self._reader.fed > self._taken
+            return unread or self._reader.at_eof() or self._writer.transport.is_closing()
         return self._writer.get_extra_info(info)
+
+
+def _timeout(exc: Exception, limit: float | None, since: float) -> Exception:
+    """Return what a read that timed out met: our limit, or a route that vanished (the system's ETIMEDOUT)."""
+    if limit is not None and time.monotonic() - since >= limit - 0.01:
+        return httpcore.ReadTimeout(str(exc))
+    return httpcore.ReadError(str(exc) or "the connection timed out")
 
 
 @contextlib.contextmanager

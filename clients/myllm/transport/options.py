@@ -95,7 +95,15 @@ class HTTPOptions:
 
 
 def _proxy(url: str) -> httpcore.Proxy:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise InvalidParameterError(
+            "The proxy is not a URL: `proxy=`, or `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY` in the "
+            "environment; it looks like http://user:password@host:3128.",
+            param="proxy",
+        ) from None
     auth = None
     if parts.username:
         auth = (unquote(parts.username), unquote(parts.password or ""))

@@ -109,6 +109,8 @@ class _Pool:
                 url = lease.endpoint.url
                 lease.ended(OverloadedError(f"{url} says {reply.status}.", endpoint=url, status=reply.status))
             if not (more and reply.status in _ELSEWHERE):
+                if reply.stream is not None:
+                    lease.began()
                 return lease, reply
             lease.succeeded()
 
@@ -264,7 +266,12 @@ class _AsyncBody(httpx.AsyncByteStream):
 
 def _headers(reply: Reply) -> list[tuple[str, str]]:
     # httpx frames the answer itself.
-    return [(name, value) for name, value in reply.headers.items() if name not in _HOP_BY_HOP]
+    return [
+        (name, line)
+        for name, value in reply.headers.items()
+        if name not in _HOP_BY_HOP
+        for line in value.split("\n")
+    ]
 
 
 def _httpx_error(error: MyLLMError, request: httpx.Request) -> httpx.TransportError:
