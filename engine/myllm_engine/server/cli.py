@@ -222,9 +222,11 @@ def serve(
 ) -> None:
     """Serve a language model over HTTP, to clients of OpenAI's API, of vLLM and of TGI.
 
-    The port is taken first and opened when the model is loaded. Stop the server with Ctrl-C or SIGTERM:
-    running requests may finish, and the exit code is 0. A mistake in the options ends it with 2, anything
-    else that keeps it from starting with 1; a signal while the model is being loaded ends it at once.
+    The port is taken first and opened when the model is loaded. Stop the
+    server with Ctrl-C or SIGTERM: running requests may finish, and the exit
+    code is 0. A mistake in the options ends it with 2, anything else that
+    keeps it from starting with 1; a signal while the model is being loaded
+    ends it at once.
     """
     from . import run as runner
     from .lifetime import exit_with_parent as watch_parent
