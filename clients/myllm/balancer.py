@@ -201,6 +201,11 @@ class Balancer:
                 ServerState(endpoint, endpoint.url if count == 1 else f"{endpoint.url} ({count})")
             )
 
+    @property
+    def keyed(self) -> bool:
+        """Whether the policy looks at keys."""
+        return getattr(self.policy, "keyed", False)
+
     def take(self, tried: Collection[Endpoint] = (), key: str | None = None) -> Lease:
         """Return a lease on the server that should get the next try.
 
@@ -240,7 +245,7 @@ class Balancer:
         if len(candidates) == 1:
             return candidates[0]
         # A session keeps to its server under every policy.
-        policy = self.policy if key is None or self.policy.keyed else self._sessions
+        policy = self.policy if key is None or self.keyed else self._sessions
         return candidates[policy.choose(candidates, key)]
 
     def _leased(self, server: ServerState, *, trial: bool = False) -> Lease:
@@ -260,8 +265,12 @@ class Balancer:
         with self._lock:
             for server in self._servers:
                 if server.endpoint == endpoint:
-                    if error is not None:
-                        self._fail(server, error, at_once=True, trial=True)
+                    if error is not None and server.open_until is not None and self.breaker is not None:
+                        # Known already: no call is to find out meanwhile.
+                        server.open_until = max(server.open_until, self.clock() + self.breaker.cooldown)
+                        server.unreachable = True
+                    elif error is not None:
+                        self._fail(server, error, at_once=True)
                     elif server.unreachable:
                         self._close(server)
 

@@ -46,7 +46,7 @@ class BaseClient:
     def __init__(
         self,
         base_url: UrlSpec | None = None,
-        *,
+        *misplaced: Any,
         model: str | None = None,
         api_key: str | None = None,
         dialect: str | Dialect = "auto",
@@ -106,6 +106,21 @@ class BaseClient:
         Raises:
             UnknownParameterError, InvalidParameterError: an argument is not understood.
         """
+        if misplaced:
+            raise InvalidParameterError(
+                f"{misplaced[0]!r}: only `base_url` has a place of its own; give the rest by name, like "
+                "`model=` or `api_key=`.",
+                param="base_url",
+            )
+        _check_kind("http", http, HTTPOptions)
+        _check_kind("breaker", breaker, Breaker, _Unset)
+        hooks = tuple(hooks) if isinstance(hooks, Iterable) else (hooks,)
+        if not all(isinstance(hook, Hook) for hook in hooks):
+            raise InvalidParameterError(f"`hooks={hooks!r}` must be a list of `Hook`s.", param="hooks")
+        if base_url is not None and not base_url:
+            raise InvalidParameterError(
+                f"`base_url={base_url!r}` names no server: leave it out for the default.", param="base_url"
+            )
         if base_url is not None and (isinstance(base_url, bytes) or not isinstance(base_url, Iterable)):
             raise InvalidParameterError(
                 f"`base_url={base_url!r}` is no URL: write it out, like 'http://localhost:8000'.",
@@ -133,7 +148,10 @@ class BaseClient:
         self._policy = policy
         self._route = Route(
             balancer=Balancer(
-                tuple(endpoints or resolve_endpoints(base_url, api_key)),
+                tuple(
+                    one if isinstance(one, Endpoint) else Endpoint(one)
+                    for one in endpoints or resolve_endpoints(base_url, api_key)
+                ),
                 get_policy(policy),
                 Breaker() if isinstance(breaker, _Unset) else breaker,
             ),
@@ -142,8 +160,9 @@ class BaseClient:
             limiter=None if rate is None else RateLimiter(rate),
             hedge_after=_positive("hedge_after", hedge_after),
             headers=checked(headers, "headers"),
+            http=self._http,
             message_policy=checked_policy(message_policy),
-            hooks=tuple(hooks),
+            hooks=hooks,
             cache=self._cache,
         )
         if self._http.auth and any(endpoint.api_key for endpoint in self._route.endpoints):
@@ -228,15 +247,24 @@ class BaseClient:
             prompt=_checked_prompt(subject) if kind == "completion" else None,
             messages=checked_messages(subject) if kind == "chat" else None,
             stream=stream,
-            extra_body=dict(options.get("extra_body") or ()),
+            extra_body=_mapping("extra_body", options.get("extra_body")),
             extra_headers=checked(options.get("extra_headers"), "extra_headers"),
             timeout=self._limit(options.get("timeout", UNSET)),
-            session=options.get("session"),
-            cache=options.get("cache") is not False,
+            session=_session(options.get("session")),
+            cache=self._wants_cache(options.get("cache")),
         )
 
     def _limit(self, timeout: _Unset | TimeoutLike) -> Timeout:
         return self.timeout if isinstance(timeout, _Unset) else Timeout.of(timeout)
+
+    def _wants_cache(self, cache: Any) -> bool:
+        if cache not in (None, True, False) or (cache is True and self._cache is None):
+            raise InvalidParameterError(
+                f"`cache={cache!r}`: a call may only stay away from the client's cache, with False; the cache "
+                "itself is said when the client is made: `Client(cache=…)`.",
+                param="cache",
+            )
+        return cache is not False
 
     def _embed_call(self, texts: str | Sequence[str], given: Mapping[str, Any]) -> Call:
         inputs = [texts] if isinstance(texts, str) else list(texts)
@@ -265,7 +293,9 @@ class BaseClient:
         """Return the key under which identical calls share a request, or None: this one is on its own."""
         if not self._coalesce or not is_cacheable(replace(call, model=call.model or "?"), sampled=False):
             return None
-        return cache_key(replace(call, model=call.model or ""))
+        # Under another policy, or with another tenant's headers, it is not the same call.
+        unlike = self._route.message_policy, sorted(call.extra_headers.items())
+        return f"{cache_key(replace(call, model=call.model or ''))} {unlike!r}"
 
     # A client owns sockets: a "copy" that frameworks make of whatever holds one (deepcopy of a DSPy
     # program, of an AutoGen config) is the client itself, and a pickle is its settings.
@@ -329,6 +359,23 @@ def _few_parameters(kind: Kind, given: Mapping[str, Any]) -> parameters.Paramete
                 f"`{name}` says how to generate, and this call ({kind}) generates nothing.", param=name
             )
     return parameters.build(given)
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise InvalidParameterError(f"`{name}={value!r}` must be a mapping.", param=name)
+    return dict(value or ())
+
+
+def _session(value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise InvalidParameterError(f"`session={value!r}` must be a text.", param="session")
+    return value
+
+
+def _check_kind(name: str, value: Any, *kinds: type) -> None:
+    if value is not None and not isinstance(value, kinds):
+        raise InvalidParameterError(f"`{name}={value!r}` must be a `{kinds[0].__name__}`.", param=name)
 
 
 def _checked_retries(max_retries: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar, Unpack
 
 from pydantic import BaseModel
@@ -168,7 +169,12 @@ class Client(BaseClient):
         key = self._shared_key(call)
         if key is None:
             return self._run(answer_flow(self._route, call))
-        return self._coalescer.run(key, lambda: self._run(answer_flow(self._route, call)), call.timeout.total)
+        work = partial(self._run_call, call)
+        # A copy each: answers may be changed by whom they belong to.
+        return self._coalescer.run(key, work, call.timeout.total).model_copy(deep=True)
+
+    def _run_call(self, call: Call) -> Any:
+        return self._run(answer_flow(self._route, call))
 
     def _open(self, call: Call) -> Stream[Any, Any]:
         opened: Opened = self._run(stream_flow(self._route, call))
@@ -327,9 +333,11 @@ class AsyncClient(BaseClient):
         key = self._shared_key(call)
         if key is None:
             return await self._run(answer_flow(self._route, call))
-        return await self._coalescer.run(
-            key, lambda: self._run(answer_flow(self._route, call)), call.timeout.total
-        )
+        work = partial(self._run_call, call)
+        return (await self._coalescer.run(key, work, call.timeout.total)).model_copy(deep=True)
+
+    async def _run_call(self, call: Call) -> Any:
+        return await self._run(answer_flow(self._route, call))
 
     async def _open(self, call: Call) -> AsyncStream[Any, Any]:
         opened: Opened = await self._run(stream_flow(self._route, call))
@@ -379,6 +387,12 @@ class AsyncClient(BaseClient):
 
 
 def _with_schema(options: CallOptions, model_class: type[BaseModel]) -> CallOptions:
+    if not (isinstance(model_class, type) and issubclass(model_class, BaseModel)):
+        raise InvalidParameterError(
+            f"`parse` wants a pydantic model class first, not {model_class!r}; `json_schema=` of `chat` "
+            "takes other schemas.",
+            param="model_class",
+        )
     for name in SHAPES:
         if options.get(name) is not None:
             raise InvalidParameterError(

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from .errors import InvalidParameterError
 
@@ -40,6 +40,8 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "url", normalize_url(self.url))
+        if self.api_key is not None and not isinstance(self.api_key, str):
+            raise InvalidParameterError("`api_key` must be a text.", param="api_key")
         if self.api_key is not None:
             # `open("key").read()` ends in a newline, which is no part of the key.
             key = self.api_key.strip()
@@ -108,10 +110,16 @@ def normalize_url(url: str, port: int | None = None) -> str:
         raise InvalidParameterError(
             f"`url={url!r}` is a number, and no host: write {LOCALHOST}:{parts.hostname}.", param="url"
         )
+    try:
+        parts.hostname.encode("ascii" if parts.hostname.isascii() else "idna")
+    except UnicodeError:
+        raise _not_an_address(url) from None
+    if any(character.isspace() for character in parts.hostname) or own_port == 0:
+        raise _not_an_address(url)
     use_port = own_port if own_port is not None else port
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     netloc = host if use_port is None else f"{host}:{use_port}"
-    path = parts.path.rstrip("/")
+    path = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~-._")
     if route := _ROUTE.search(path):
         raise InvalidParameterError(
             f"`url={url!r}` leads to one route of a server: leave out {route[0]!r}.", param="url"

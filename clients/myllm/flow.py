@@ -42,14 +42,15 @@ def answer_flow(route: Route, call: Call) -> Flow[Any]:
         yield from job.keep_to_the_rate()
         done = yield from job.run()
         last = done.replies[-1]
-        with located(done.endpoint, job.request_id):
+        with located(done.endpoint, job.request_id, job.secrets):
             answer = done.dialect.answer(done.call, done.replies)
             if isinstance(answer, ChatCompletion | Completion):
                 constraints.check(done.call, answer, done.server)
         answer._endpoint = done.endpoint
         answer._request_id = last.headers.get("x-request-id") or job.request_id
         if key is not None and is_complete(answer):
-            yield Remember(key=key, value=dump(answer))
+            # What was sent may differ from what was looked up: the model of another server, other roles.
+            yield Remember(key=cache_key(done.call), value=dump(answer))
         return answer
     except BaseException as exc:
         job.watch.end(answer=answer, error=exc)
@@ -101,6 +102,7 @@ def stream_flow(route: Route, call: Call) -> Flow[Opened]:
             _ended(job, done.lease),
             job.watch.first_chunk,
             server=done.server,
+            secrets=job.secrets,
             lines="ndjson" in kind,
         )
         if "event-stream" not in kind and "ndjson" not in kind:
@@ -113,6 +115,8 @@ def stream_flow(route: Route, call: Call) -> Flow[Opened]:
             )
             done.lease.failed(error)
             raise error
+        if key is not None:
+            key = cache_key(done.call)
         return Opened(body=reply.stream, parser=parser, key=key)
     except BaseException as exc:
         job.watch.end(error=exc)
@@ -124,7 +128,7 @@ def models_flow(route: Route, timeout: Timeout) -> Flow[list[ModelInfo]]:
     job = Job(route, Call(kind="chat", model="", params=_NO_PARAMETERS, timeout=timeout))
     request = WireRequest(method="GET", path="/v1/models")
     done = yield from job.run(lambda dialect, call, server: [request])
-    return model_list(done.replies[-1], done.endpoint, job.request_id)
+    return model_list(done.replies[-1], done.endpoint, job.request_id, job.secrets)
 
 
 def server_flow(route: Route, timeout: Timeout) -> Flow[dict[str, ServerInfo | MyLLMError]]:
@@ -149,7 +153,7 @@ def _key(job: Job) -> Flow[str | None]:
     cache = job.route.cache
     if cache is None or not job.call.cache:
         return None
-    call = replace(job.call, model=(yield from job.model_name()))
+    call = job.with_roles(replace(job.call, model=(yield from job.model_name())))
     return cache_key(call) if is_cacheable(call, sampled=cache.sampled) else None
 
 

@@ -13,6 +13,8 @@ def checked(headers: Mapping[str, str] | None, param: str) -> dict[str, str]:
     Raises:
         InvalidParameterError: a name or value that no HTTP message can carry; the value is not repeated.
     """
+    if headers is not None and not isinstance(headers, Mapping):
+        raise InvalidParameterError(f"`{param}` must be a mapping of names to values.", param=param)
     result = dict(headers or {})
     for name, value in result.items():
         good = isinstance(name, str) and name.isascii() and name.isprintable() and name and " " not in name

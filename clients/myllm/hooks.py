@@ -96,7 +96,7 @@ class Watch:
     def sends(self, send: Send) -> None:
         """A request is about to be sent."""
         if self._record is not None:
-            self._record.attempts += 1
+            self._record.attempts += send.request.method != "GET"  # questions about the server are no tries
             self._record.endpoint = send.endpoint.url
             for hook in self._hooks:
                 hook.sending(self._record, send)

@@ -22,6 +22,7 @@ from .errors import APIStatusError, InvalidResponseError, MyLLMError, NotFoundEr
 from .headers import merged
 from .hooks import Watch
 from .reading import located, model_list
+from .redaction import secrets_of
 from .retry import Retries
 from .route import Route
 from .wire import Action, Call, Reply, Send, ServerInfo, Sleep, WireRequest, new_request_id
@@ -78,7 +79,14 @@ class Job:
         self._hedge: Lease | None = None
         self._again: Callable[[Lease], WireRequest | None] | None = None
         self._model = call.model
-        self._key = _affinity_key(call) if call.session or route.balancer.policy.keyed else None
+        self._key = _affinity_key(call) if call.session or route.balancer.keyed else None
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What may not show in errors, though a server may repeat it."""
+        route = self.route
+        keys = [endpoint.api_key for endpoint in route.endpoints]
+        return secrets_of(merged(route.headers, self.call.extra_headers), keys, route.http)
 
     def run(self, build: Build = _requests, *, stream: bool = False) -> Flow[Done]:
         """Send what a call is made of until it is answered, or may not be tried again."""
@@ -90,7 +98,7 @@ class Job:
             try:
                 dialect, server = yield from self._server(lease)
                 call = yield from self._named(lease, dialect, server)
-                call = self._with_roles(call)
+                call = self.with_roles(call)
                 self._model = call.model
                 wanted = build(dialect, call, server)
                 if wanted != plan:  # another server may want other requests, and then all of them
@@ -104,7 +112,7 @@ class Job:
                 return Done(call=call, dialect=dialect, server=server, replies=replies, lease=lease)
             except MyLLMError as exc:
                 self.account(lease, exc)
-                if self._mended(exc):
+                if self._mended(exc) or self._renamed(exc):
                     continue
                 wait = self._retries.after(lease.endpoint, exc)
                 _log.debug("%s: %s Next try in %.2f s.", lease.endpoint.url, exc, wait)
@@ -139,7 +147,7 @@ class Job:
         answered: Reply | None = None
         while True:
             try:
-                with located(lease.endpoint.url, self.request_id):
+                with located(lease.endpoint.url, self.request_id, self.secrets):
                     request = next(questions) if answered is None else questions.send(answered)
             except StopIteration as stop:
                 info: ServerInfo = stop.value
@@ -161,7 +169,7 @@ class Job:
             if not listed:
                 request = WireRequest(method="GET", path="/v1/models")
                 reply = yield from self._exchange(lease, request, dialect, stream=False)
-                listed = tuple(model_list(reply, lease.endpoint.url, self.request_id))
+                listed = tuple(model_list(reply, lease.endpoint.url, self.request_id, self.secrets))
             if not listed:
                 raise InvalidResponseError(
                     "The server lists no model.", hint="Name one with `model=`.", endpoint=lease.endpoint.url
@@ -169,7 +177,7 @@ class Job:
             state.model = listed[0].id
         return replace(self.call, model=state.model)
 
-    def _with_roles(self, call: Call) -> Call:
+    def with_roles(self, call: Call) -> Call:
         """Return the call with its messages as the message policy wants them."""
         policy = self.route.message_policy
         if policy == "auto":
@@ -194,6 +202,11 @@ class Job:
         )
         self.route.roles[key] = wanted
         return True
+
+    def _renamed(self, error: MyLLMError) -> bool:
+        """Whether the server may just serve another model by now than the one that was found there."""
+        found = self.call.model is None and self._model is not None
+        return found and isinstance(error, NotFoundError) and self._tries == 1
 
     def _exchange(self, lease: Lease, request: WireRequest, dialect: Dialect, stream: bool) -> Flow[Reply]:
         """Send one request once; anything but a success is an error."""
@@ -227,7 +240,7 @@ class Job:
         assert reply.send is not None
         info = lease.server.info  # another thread may forget it meanwhile
         served = [model.id for model in info.models] if info is not None else ()
-        error = error_from_reply(reply.send, reply, dialect, self.request_id, served)
+        error = error_from_reply(reply.send, reply, dialect, self.request_id, served, self.secrets)
         if isinstance(error, NotFoundError):
             lease.server.info = lease.server.model = None  # it may serve another model by now
         return error
@@ -276,13 +289,14 @@ class Job:
         if lease is None:
             return None
         request = self._again(lease) if self._again is not None else None
-        if request is None:
+        # Servers under load must not get twice of it.
+        if request is None or not self.route.budget.spend():
             lease.released()
             return None
         self._hedge = lease
         _log.debug("%s is slow; %s is asked too", first.endpoint.url, lease.endpoint.url)
         send = self._send(lease.endpoint, request)
-        return replace(send, lost=lambda result: self._lost(lease, None, result))
+        return replace(send, at_once=True, lost=lambda result: self._lost(lease, None, result))
 
     def _for_another(
         self, build: Build, dialect: Dialect, position: int, many: int, lease: Lease
@@ -298,7 +312,7 @@ class Job:
         if info.dialect != dialect.name or not known:
             return None
         try:
-            plan = build(dialect, self._with_roles(replace(self.call, model=model)), info)
+            plan = build(dialect, self.with_roles(replace(self.call, model=model)), info)
         except MyLLMError:
             return None
         return plan[position] if len(plan) == many else None
@@ -353,5 +367,5 @@ def _affinity_key(call: Call) -> str:
     if call.session is not None:
         return call.session
     if call.messages is not None:
-        return repr(call.messages[:2])[:2048]  # the system prompt and the first question of a conversation
+        return repr(call.messages[:2])  # the system prompt and the first question of a conversation
     return repr(call.prompt)[:1024] if call.prompt is not None else ""

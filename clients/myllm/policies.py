@@ -96,6 +96,12 @@ class LeastInFlight:
         return least[self._turns.choose([candidates[i] for i in least], key)]
 
 
+OVERLOAD = 1.25
+"""How much more than its share of the calls in flight a server gets by affinity, beside"""
+SLACK = 4
+"""so many calls, which are no load."""
+
+
 class Affinity:
     """Calls of one session or with one beginning go to one server, whose prefix cache is then warm.
 
@@ -112,7 +118,16 @@ class Affinity:
         """See `Policy.choose`."""
         if key is None:
             return self._rest.choose(candidates, key)
-        return max(range(len(candidates)), key=lambda i: _score(candidates[i], key))
+        # A key that too many calls share must not drown its server: the next one takes what is over its share
+        # (consistent hashing with bounded loads, Mirrokni, Thorup and Zadimoghaddam, 2016).
+        load = sum(candidate.in_flight for candidate in candidates) + 1
+        weight = sum(candidate.weight for candidate in candidates)
+        free = [
+            i
+            for i, candidate in enumerate(candidates)
+            if candidate.in_flight < SLACK + OVERLOAD * load * candidate.weight / weight
+        ]
+        return max(free, key=lambda i: _score(candidates[i], key))
 
 
 def _score(candidate: Candidate, key: str) -> float:
@@ -139,6 +154,10 @@ def get_policy(policy: str | Policy) -> Policy:
         InvalidParameterError: no policy of that name.
     """
     if not isinstance(policy, str):
+        if isinstance(policy, type) or not callable(getattr(policy, "choose", None)):
+            raise InvalidParameterError(
+                f"`policy={policy!r}` is neither the name of a policy nor one.", param="policy"
+            )
         return policy
     if policy in POLICIES:
         return POLICIES[policy]()

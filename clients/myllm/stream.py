@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+    Sequence,
+)
 from typing import Any, Generic, TypeVar
 
 from . import constraints
@@ -37,6 +46,7 @@ class StreamParser:
         began: called at the first chunk.
         server: who answers, for errors.
         cached: the body is what the cache had.
+        secrets: to be blotted out of errors.
         lines: the body is newline-delimited JSON instead of server-sent events.
     """
 
@@ -52,6 +62,7 @@ class StreamParser:
         server: ServerInfo | None = None,
         lines: bool = False,
         cached: bool = False,
+        secrets: Sequence[str] = (),
     ) -> None:
         self.call = call
         self.total = Accumulator(call.kind)
@@ -62,6 +73,7 @@ class StreamParser:
         self._reader = reader
         self._server = server
         self._cached = cached
+        self._secrets = secrets
         self._decoder: SSEDecoder | NDJSONDecoder = NDJSONDecoder() if lines else SSEDecoder()
         self._ended: Ended | None = ended
         self._began = began
@@ -111,7 +123,7 @@ class StreamParser:
         Raises:
             ConstraintNotEnforced: it breaks it.
         """
-        with located(self.endpoint, self.request_id):
+        with located(self.endpoint, self.request_id, self._secrets):
             if not self.answer().choices:
                 raise InvalidResponseError("The stream ended without an answer.", hint=_NO_ANSWER)
             constraints.check(self.call, self.answer(), self._server)
@@ -156,7 +168,7 @@ class StreamParser:
                 return None
             self.total.add(chunk)  # type: ignore[arg-type]
         except (MyLLMError, KeyError, TypeError, ValueError, AttributeError) as exc:
-            error = located_error(exc, self.endpoint, self.request_id)
+            error = located_error(exc, self.endpoint, self.request_id, self._secrets)
             error.partial = self.total.result()
             raise error from (exc.__cause__ if error is exc else exc)
         if self._began is not None:

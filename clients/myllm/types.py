@@ -38,7 +38,7 @@ def _none_is_text(value: Any) -> Any:
 
 
 def _none_is_zero(value: Any) -> Any:
-    return 0 if value is None else value
+    return 0 if value is None else int(value) if isinstance(value, float) else value
 
 
 def _none_is_nothing(value: Any) -> Any:
@@ -321,7 +321,7 @@ class ModelInfo(Model):
     id: str
     object: str = "model"
     created: Annotated[int, BeforeValidator(_none_is_zero)] = 0
-    owned_by: str = ""
+    owned_by: Annotated[str, BeforeValidator(_none_is_text)] = ""
     root: str | None = None
     parent: str | None = None
     max_model_len: int | None = None

@@ -100,7 +100,7 @@ class Call:
     inputs: list[str] | None = None
     stream: bool = False
     extra_body: Mapping[str, Any] = field(default_factory=dict)
-    extra_headers: Mapping[str, str] = field(default_factory=dict)
+    extra_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeout: Timeout = field(default_factory=Timeout)
     session: str | None = None
     cache: bool = True
@@ -129,18 +129,20 @@ class Send:
         stream: a reply below 300 is handed back open: its `body` stays empty.
         backup: makes the same request for another server, or None when there is none.
         backup_after: seconds without an answer after which the backup is sent too; the first good reply wins.
+        at_once: not sent at all unless one of the client's `max_concurrency` places is free: of backups.
         lost: called when the other one of the two won, with what became of this one: a reply that was no
             better, an error, or None where it was still waited for.
     """
 
     request: WireRequest
     endpoint: Endpoint
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)  # a key may be among them
     timeout: Timeout
     deadline: float | None = None
     stream: bool = False
     backup: Callable[[], Send | None] | None = None
     backup_after: float | None = None
+    at_once: bool = False
     lost: Callable[[Reply | Exception | None], None] | None = None
 
     @property

@@ -7,7 +7,15 @@ import pytest
 import myllm
 from myllm import Breaker, Endpoint
 from myllm.balancer import Balancer
-from myllm.errors import ConnectError, RateLimitError, RequestTimeoutError, ServerError
+from myllm.errors import (
+    ConnectError,
+    ConstraintNotEnforced,
+    IncompleteStreamError,
+    RateLimitError,
+    RequestTimeoutError,
+    ServerError,
+)
+from myllm.policies import get_policy
 
 A, B = Endpoint("http://a"), Endpoint("http://b")
 
@@ -148,3 +156,86 @@ def test_what_a_server_was_is_forgotten_when_it_goes(balancer):
 def test_a_breaker_that_makes_no_sense_is_refused():
     with pytest.raises(myllm.InvalidParameterError, match="cooldown"):
         Breaker(cooldown=5, longest=1)
+
+
+def test_calls_on_their_way_when_a_server_dies_do_not_multiply_its_cooldown(balancer):
+    leases = [balancer.take({B}) for _ in range(12)]
+    for lease in leases:
+        lease.ended(ConnectError("refused"))
+    assert balancer.status()[0].reopens_in == pytest.approx(1)
+
+
+def test_an_old_call_does_not_end_a_trial(balancer, clock):
+    old = balancer.take({B})
+    fail(balancer, A, ConnectError("refused"))
+    clock.now += 1.1
+    balancer.take()  # the trial
+    old.released()
+    assert states(balancer)[0] == "half_open"
+    assert {balancer.take().endpoint for _ in range(3)} == {B}
+
+
+def test_a_server_whose_streams_all_break_is_left_alone(balancer, clock):
+    for _ in range(2):
+        lease = balancer.take({B})
+        lease.began()
+        lease.ended(IncompleteStreamError("broke off"))
+    assert states(balancer)[0] == "open"
+    clock.now += 1.1
+    trial = balancer.take()
+    trial.began()
+    trial.ended(IncompleteStreamError("broke off"))
+    assert states(balancer)[0] == "open"
+
+
+def test_an_answer_that_breaks_its_constraint_is_no_failure_of_the_server(balancer):
+    fail(balancer, A, ConstraintNotEnforced("x", answer=None, index=0, text=""), times=5)
+    assert balancer.status()[0].failures == 0
+
+
+def test_a_good_health_check_does_not_close_what_failing_calls_opened(balancer):
+    fail(balancer, A, ServerError("no", status=500), times=2)
+    balancer.probed(A, None)
+    assert states(balancer)[0] == "open"
+    fail(balancer, B, ConnectError("refused"))
+    balancer.probed(B, None)
+    assert states(balancer)[1] == "closed"
+
+
+def test_one_url_with_several_keys_is_several_servers():
+    keys = [Endpoint("http://a", api_key=key) for key in ("1", "2", "3")]
+    for policy in ("round_robin", "weighted", "least_in_flight", "affinity"):
+        balancer = Balancer(keys, get_policy(policy))
+        used = []
+        for number in range(30):
+            lease = balancer.take(key=f"{number}" if policy == "affinity" else None)
+            used.append(lease.endpoint.api_key)
+            lease.succeeded()
+        assert set(used) == {"1", "2", "3"}
+
+
+def test_a_stream_collected_under_the_balancer_s_lock_does_not_block_it():
+    held = []
+
+    class Collecting:
+        keyed = False
+
+        def choose(self, candidates, key):
+            if held:
+                held.pop().released()  # what a garbage collection does wherever it happens to run
+            return 0
+
+    balancer = Balancer((A, B), Collecting())
+    held.append(balancer.take())
+    balancer.take().succeeded()
+    assert balancer.status()[0].in_flight == 0
+
+
+def test_health_checks_that_keep_failing_say_nothing_new(balancer, clock):
+    for _ in range(20):
+        balancer.probed(A, ConnectError("refused"))
+        clock.now += 0.3
+    assert balancer.status()[0].reopens_in <= 1
+    assert balancer.take().endpoint == B
+    balancer.probed(A, None)
+    assert states(balancer)[0] == "closed"

@@ -111,3 +111,43 @@ def test_a_follower_keeps_its_own_deadline(slow):
         with pytest.raises(myllm.RequestTimeoutError):
             client.chat("x", temperature=0, timeout=0.05)
         leader.join()
+
+
+@pytest.mark.parametrize("hurried", [True, False])
+async def test_one_with_more_time_works_on_when_the_one_it_waited_for_runs_out_of_time(slow, hurried):
+    async with AsyncClient(slow.url, model="m", dialect="vllm", coalesce=True) as client:
+        first = asyncio.ensure_future(client.chat("x", temperature=0, timeout=0.08))
+        await asyncio.sleep(0.02)
+        second = asyncio.ensure_future(client.chat("x", temperature=0, timeout=0.08 if hurried else 10))
+        with pytest.raises(myllm.RequestTimeoutError):
+            await first
+        if hurried:
+            with pytest.raises(myllm.RequestTimeoutError):
+                await second
+        else:
+            assert (await second).text == "Hi"
+
+
+def test_so_it_is_for_threads(slow):
+    with Client(slow.url, model="m", dialect="vllm", coalesce=True) as client:
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(client.chat, "x", temperature=0, timeout=0.08)
+            time.sleep(0.02)
+            assert pool.submit(client.chat, "x", temperature=0, timeout=10).result().text == "Hi"
+            with pytest.raises(myllm.RequestTimeoutError):
+                first.result()
+
+
+def test_each_caller_has_an_answer_of_its_own_and_other_tenants_another_request(slow):
+    with Client(slow.url, model="m", dialect="vllm", coalesce=True) as client:
+        with ThreadPoolExecutor(4) as pool:
+            same = [pool.submit(client.chat, "x", temperature=0) for _ in range(2)]
+            others = [
+                pool.submit(client.chat, "x", temperature=0, extra_headers={"X-Tenant": f"{i}"})
+                for i in range(2)
+            ]
+            first, second = (future.result() for future in same)
+            assert first == second
+            assert first.choices is not second.choices
+            [future.result() for future in others]
+    assert len(slow.seen) == 3

@@ -296,9 +296,9 @@ def test_a_model_that_is_gone_is_asked_for_again(wire):
     with Client(wire.url, dialect="vllm") as client:
         client.chat("x")
         names.pop(0)
-        with pytest.raises(myllm.NotFoundError):
-            client.chat("x")
         assert client.chat("x").text == "Hi"
+        with pytest.raises(myllm.NotFoundError):
+            client.chat("x", model="old")
 
 
 def test_the_deadline_covers_the_question_for_the_model(wire):
@@ -451,3 +451,130 @@ def test_one_event_loop_after_the_other_leaves_no_sockets(wire):
 def test_two_names_for_options_of_a_call_are_told_apart():
     with pytest.raises(myllm.UnknownParameterError, match="option of the call"):
         Client("http://localhost:1", extra_body={"a": 1})
+
+
+def test_servers_with_room_are_found_whatever_max_retries_says(wire, other_wire):
+    """Going on to a server that was not tried is failover, and no second try."""
+    wire.handler = lambda seen, reply: reply.json({"error": {"message": "full"}}, 503)
+    other_wire.answers(CHAT)
+    for _ in range(3):
+        with Client([wire.url, other_wire.url], dialect="vllm", model="m", max_retries=0) as client:
+            assert client.chat("x").text == "Hi"
+            assert client.chat("x").text == "Hi"
+
+
+def test_each_server_s_retry_after_is_its_own(wire, other_wire):
+    """One says 30 seconds, the other a tenth of one: the second is asked again, the first is not."""
+    wire.handler = lambda seen, reply: reply.json({}, 429, {"Retry-After": "30"})
+    other_wire.handler = lambda seen, reply: (
+        reply.json(CHAT) if len(other_wire.seen) > 2 else reply.json({}, 429, {"retry-after-ms": "100"})
+    )
+    with Client([wire.url, other_wire.url], dialect="vllm", model="m", max_retries=4) as client:
+        assert client.chat("x").text == "Hi"
+    assert (len(wire.seen), len(other_wire.seen)) == (1, 3)
+
+
+def strict(seen, reply):
+    """A template that refuses system messages, as Gemma's does."""
+    if seen.method == "GET":
+        reply.json({"data": [{"id": "gemma"}]})
+    elif seen.body["messages"][0]["role"] == "system":
+        reply.json({"error": {"message": "System role not supported"}}, 400)
+    else:
+        reply.json(CHAT)
+
+
+@pytest.mark.parametrize("model", ["gemma", None])
+def test_the_auto_policy_finds_out_once_what_a_template_refuses(wire, model):
+    wire.handler = strict
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    with Client(wire.url, dialect="vllm", model=model, message_policy="auto") as client:
+        for _ in range(2):
+            assert client.chat(messages).text == "Hi"
+    assert [s.body["messages"][0]["role"] for s in wire.seen if s.body] == ["system", "user", "user"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("http://localhost:1", "model"), "model="),
+        ((8000,), "base_url"),
+        (("",), "base_url"),
+        (([],), "base_url"),
+        ((["http://localhost:1", 8000],), "8000"),
+    ],
+)
+def test_misplaced_arguments_are_told_apart(arguments, named):
+    with pytest.raises(myllm.InvalidParameterError, match=named):
+        Client(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"http": {}},
+        {"breaker": 3},
+        {"policy": 5},
+        {"hooks": myllm.Hook()},
+        {"hooks": [myllm.Hook]},
+        {"api_key": 5},
+        {"headers": "x"},
+        {"timeout": "5"},
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_named(arguments):
+    with pytest.raises(myllm.InvalidParameterError, match=next(iter(arguments))):
+        Client("http://localhost:1", **arguments)
+
+
+def test_options_of_the_client_are_no_parameters():
+    with pytest.raises(myllm.UnknownParameterError, match=r"Client\(api_key=…\)"):
+        Client("http://localhost:1").with_options(api_key="k")
+
+
+def test_a_shape_in_with_options_takes_the_place_of_the_default_one():
+    client = Client("http://localhost:1", json_schema={"type": "object"}).with_options(regex="a+")
+    assert client.defaults == {"regex": "a+"}
+
+
+def test_a_key_is_in_no_repr_that_a_hook_may_log(wire):
+    shown = []
+
+    class Logging(myllm.Hook):
+        def sending(self, record, send):
+            shown.append(repr(send) + repr(record))
+
+    wire.answers(CHAT)
+    with Client(wire.url, dialect="vllm", model="m", api_key="s3cret-key", hooks=[Logging()]) as client:
+        client.chat("x", extra_headers={"X-Tenant-Key": "s3cret-key"})
+    assert "s3cret-key" not in shown[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"cache": "a.sqlite3"}, {"cache": True}, {"extra_body": "x"}, {"extra_headers": "x"}, {"session": 5}],
+)
+def test_options_of_a_wrong_kind_are_named(options):
+    with pytest.raises(myllm.InvalidParameterError, match=next(iter(options))):
+        Client("http://localhost:1", model="m").chat("x", **options)
+
+
+def test_a_hook_counts_tries_and_not_questions(wire):
+    attempts = []
+
+    class Counting(myllm.Hook):
+        def ended(self, record):
+            attempts.append(record.attempts)
+
+    wire.handler = lambda seen, reply: reply.json({"data": [{"id": "m"}]} if seen.method == "GET" else CHAT)
+    with Client(wire.url, hooks=[Counting()]) as client:
+        client.chat("x")
+    wire.handler = failing(1, 503, {"Retry-After": "0"})
+    with Client(wire.url, dialect="vllm", model="m", hooks=[Counting()]) as client:
+        client.chat("x")
+    assert attempts == [1, 2]
+
+
+def test_parse_wants_a_model_class():
+    with pytest.raises(myllm.InvalidParameterError, match="pydantic"):
+        Client("http://localhost:1").parse({"type": "object"}, "x")

@@ -9,6 +9,7 @@ import pytest
 
 import myllm
 from myllm import AsyncClient, Client
+from myllm.limits import RetryBudget
 
 
 def answer(text: str):
@@ -115,3 +116,80 @@ def wait_idle(client: Client) -> None:
     while any(status.in_flight for status in client.endpoints()):
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_the_loser_is_never_sent_again(wire, other_wire):
+    """On a connection that was used before, its closing looks like that of an idle connection."""
+
+    def slow(seen, reply):
+        if len(wire.seen) > 1:
+            time.sleep(1)
+        reply.json(answer("slow"))
+
+    wire.handler = slow
+    other_wire.answers(answer("quick"))
+    with Client([wire.url, other_wire.url], model="m", dialect="vllm", hedge_after=0.1) as client:
+        assert client.chat("x").text == "slow"  # makes the connection
+        assert client.chat("x").text == "quick"
+        assert client.chat("x").text == "quick"  # hedged
+        time.sleep(0.2)
+    assert len(wire.seen) == 2
+
+
+def test_a_hedge_that_waits_for_a_place_is_not_sent_when_it_is_too_late(wire, other_wire):
+    def slow(seen, reply):
+        time.sleep(0.3)
+        reply.json(answer("slow"))
+
+    wire.handler = slow
+    with Client(
+        [wire.url, other_wire.url], model="m", dialect="vllm", hedge_after=0.05, max_concurrency=1
+    ) as client:
+        assert client.chat("x").text == "slow"
+        time.sleep(0.2)
+    assert other_wire.seen == []
+
+
+def test_a_server_with_another_model_is_asked_for_its_own(wire, other_wire):
+    def serving(name, seconds):
+        def handler(seen, reply):
+            if seen.method == "GET":
+                reply.json({"data": [{"id": name}]})
+                return
+            time.sleep(seconds)
+            good = seen.body["model"] == name
+            reply.json(
+                answer(name) if good else {"error": {"message": "no such model"}}, 200 if good else 404
+            )
+
+        return handler
+
+    wire.handler, other_wire.handler = serving("a", 0.3), serving("b", 0)
+    with Client([wire.url, other_wire.url], dialect="vllm", hedge_after=0.1) as client:
+        assert client.chat("x").text == "a"  # what b serves is not known yet, so it cannot stand in
+        assert client.chat("x").text == "b"
+        assert client.chat("x").text == "b"  # hedged, and b is asked for b
+
+
+def test_a_server_that_is_always_overtaken_is_left_alone(wire, other_wire):
+    wire.handler = lambda seen, reply: time.sleep(2)
+    other_wire.answers(answer("quick"))
+    with Client([wire.url, other_wire.url], model="m", dialect="vllm", hedge_after=0.05) as client:
+        assert {client.chat("x").text for _ in range(10)} == {"quick"}
+        assert client.endpoints()[0].state == "open"
+        assert client.endpoints()[0].failures == 3
+
+
+def test_hedges_have_the_retries_budget(wire, other_wire):
+    def slow(seen, reply):
+        time.sleep(0.05)
+        reply.json(answer("x"))
+
+    wire.handler = other_wire.handler = slow
+    with Client(
+        [wire.url, other_wire.url], model="m", dialect="vllm", hedge_after=0.01, breaker=None
+    ) as client:
+        client._route.budget = RetryBudget(5)
+        for _ in range(30):
+            client.chat("x")
+    assert len(wire.seen) + len(other_wire.seen) < 30 + 5 + 12

@@ -98,8 +98,6 @@ def test_turns_of_one_conversation_go_to_one_server_by_its_beginning(wire, other
 
 def test_a_class_of_the_user_s_is_a_policy(wire, other_wire):
     class Last:
-        keyed = False
-
         def choose(self, candidates, key):
             return len(candidates) - 1
 
@@ -108,3 +106,19 @@ def test_a_class_of_the_user_s_is_a_policy(wire, other_wire):
         for _ in range(3):
             client.chat("x")
     assert (len(wire.seen), len(other_wire.seen)) == (0, 3)
+
+
+def test_a_session_that_everybody_shares_does_not_drown_its_server():
+    servers = [Candidate("http://a"), Candidate("http://b"), Candidate("http://c")]
+    policy = Affinity()
+    for _ in range(90):
+        servers[policy.choose(servers, "one")].in_flight += 1
+    loads = sorted(server.in_flight for server in servers)
+    assert loads[-1] < 1.25 * 30 + 5
+    assert sum(loads) == 90
+
+
+@pytest.mark.parametrize("policy", [RoundRobin, 5, object()])
+def test_what_is_no_policy_is_said(policy):
+    with pytest.raises(myllm.InvalidParameterError, match="policy"):
+        Client("http://localhost:1", policy=policy)

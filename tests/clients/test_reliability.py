@@ -266,3 +266,18 @@ def test_a_forked_child_does_not_share_its_parent_s_connections(replica):
                 os._exit(0 if good else 1)
         assert all(client.chat("x").text == "x" for _ in range(50))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_nor_does_it_wait_for_places_that_its_parent_holds(replica):
+    server = replica("x")
+    with Client(server.url, model="m", dialect="vllm", max_concurrency=1, coalesce=True) as client:
+        stream = client.stream_chat("x")  # holds the only place
+        child = os.fork()
+        if child == 0:  # pragma: no cover
+            good = False
+            try:
+                good = client.chat("x", temperature=0, timeout=5).text == "x"
+            finally:
+                os._exit(0 if good else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert stream.final().text == "x"

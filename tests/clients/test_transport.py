@@ -382,3 +382,144 @@ def test_a_proxy_carries_requests_and_not_those_to_this_machine_unless_named(wir
         with pytest.raises(myllm.MyLLMError):
             client.chat("x")
     assert len(wire.seen) == 2
+
+
+async def test_what_comes_unasked_on_an_idle_connection_is_no_answer(raw):
+    """A connection that is out of step is closed: its next answer would be another request's."""
+
+    def talk(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(WHOLE)
+        time.sleep(0.05)
+        connection.sendall(WHOLE.replace(b'"Hi"', b'"No"'))
+        time.sleep(0.5)
+
+    raw.talk = talk
+    async with AsyncClient(raw.url, model="m", dialect="vllm") as client:
+        for _ in range(3):
+            assert (await client.chat("x")).text == "Hi"
+            await asyncio.sleep(0.15)
+
+
+def test_nor_is_it_for_the_sync_client(raw):
+    def talk(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(WHOLE)
+        time.sleep(0.05)
+        connection.sendall(WHOLE.replace(b'"Hi"', b'"No"'))
+        time.sleep(0.5)
+
+    raw.talk = talk
+    with Client(raw.url, model="m", dialect="vllm") as client:
+        for _ in range(3):
+            assert client.chat("x").text == "Hi"
+            time.sleep(0.15)
+
+
+def test_a_host_s_second_address_is_tried_when_the_first_is_a_black_hole(wire, black_hole, monkeypatch):
+    wire.answers(ANSWER)
+    connect, look_up = socket.create_connection, socket.getaddrinfo
+
+    def connected(address: tuple[str, int], *args: Any, **kwargs: Any) -> socket.socket:
+        # The first address is silent; both have the port of the server that lives.
+        return connect(("127.0.0.1", black_hole) if address[0] == "127.0.0.2" else address, *args, **kwargs)
+
+    def looked_up(host: str, port: int, *args: Any, **kwargs: Any) -> list[Any]:
+        if host != "two.example":
+            return look_up(host, port, *args, **kwargs)
+        return [(2, 1, 6, "", (ip, port)) for ip in ("127.0.0.2", "127.0.0.1")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
+    monkeypatch.setattr(socket, "create_connection", connected)
+    with Client(
+        f"http://two.example:{wire.port}", model="m", dialect="vllm", timeout=Timeout(connect=1)
+    ) as client:
+        assert client.chat("x").text == "Hi"
+
+
+def test_a_resolver_that_hangs_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: time.sleep(3))
+    with Client("http://gpu.example:8000", model="m", dialect="vllm", timeout=0.3) as client:
+        start = time.monotonic()
+        with pytest.raises(myllm.ConnectTimeoutError):
+            client.chat("x")
+        assert time.monotonic() - start < 1
+
+
+def test_a_route_that_vanishes_is_a_broken_connection_and_no_limit_of_ours(raw, monkeypatch):
+    """The operating system's ETIMEDOUT is Python's TimeoutError too."""
+    import errno
+
+    raw.talk = lambda connection: (read_request(connection), time.sleep(5))
+    monkeypatch.setattr(
+        socket.socket,
+        "recv",
+        lambda self, size: (_ for _ in ()).throw(TimeoutError(errno.ETIMEDOUT, "timed out")),
+    )
+    for timeout in (None, 30):
+        with Client(raw.url, model="m", dialect="vllm", timeout=timeout, max_retries=0) as client:
+            with pytest.raises(myllm.ConnectError, match="broke before"):
+                client.chat("x")
+
+
+async def test_an_answer_that_a_proxy_compressed_is_read(wire):
+    import gzip
+
+    body = gzip.compress(BODY)
+    wire.handler = lambda seen, reply: reply.raw(
+        body, headers={"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    )
+    with Client(wire.url, model="m", dialect="vllm") as client:
+        assert client.chat("x").text == "Hi"
+    async with AsyncClient(wire.url, model="m", dialect="vllm") as async_client:
+        assert (await async_client.chat("x")).text == "Hi"
+
+
+def test_a_large_event_in_small_pieces_is_read_in_good_time(wire):
+    text = "x" * 2_000_000
+    event = (
+        b'data: {"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":"stop"}]}\n\n' % text.encode()
+    )
+    pieces = [event[i : i + 1400] for i in range(0, len(event), 1400)]
+    wire.streams(*pieces, b"data: [DONE]\n\n")
+    with Client(wire.url, model="m", dialect="vllm") as client:
+        start = time.process_time()
+        assert client.stream_chat("x").final().text == text
+        assert time.process_time() - start < 1.5
+
+
+def test_a_stream_without_an_answer_is_an_error(wire):
+    wire.streams("data: [DONE]\n\n")
+    with Client(wire.url, model="m", dialect="vllm") as client:
+        with pytest.raises(myllm.MyLLMError):
+            client.stream_chat("x").final()
+
+
+def test_connections_that_the_server_closed_do_not_pile_up(raw):
+    """A burst makes many; the steady traffic after it uses the newest, and finds the others closed."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import psutil
+
+    def talk(connection: socket.socket) -> None:
+        read_request(connection)
+        time.sleep(0.05)
+        connection.sendall(WHOLE)
+        connection.settimeout(0.3)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                read_request(connection)
+                connection.sendall(WHOLE)
+                connection.settimeout(3)
+        connection.close()
+
+    raw.talk = talk
+    with Client(raw.url, model="m", dialect="vllm") as client:
+        with ThreadPoolExecutor(20) as pool:
+            list(pool.map(client.chat, ["x"] * 20))
+        time.sleep(0.5)
+        for _ in range(25):
+            client.chat("x")
+        port = int(raw.url.rsplit(":", 1)[1])
+        left = [c for c in psutil.Process().net_connections("tcp") if c.raddr and c.raddr.port == port]
+        assert len([c for c in left if c.status == psutil.CONN_CLOSE_WAIT]) <= 1

@@ -17,7 +17,7 @@ import httpcore
 
 from ..endpoints import Endpoint
 from ..wire import Timeout
-from .lines import GONE, KEEP_ALIVE, Line, Pool, Site, close_all, headers_of, until
+from .lines import GONE, KEEP_ALIVE, Line, Pool, Site, close_all, decoder_for, headers_of, until
 from .network import AsyncWire, Waits, Wire
 from .options import HTTPOptions
 
@@ -28,6 +28,7 @@ class Exchange:
     def __init__(self, response: httpcore.Response, line: Line[Wire], done: Callable[[], None]) -> None:
         self.status = response.status
         self.headers = headers_of(response)
+        self._decoded = decoder_for(self.headers)
         self._response = response
         self._pieces = response.iter_stream()  # one iterator: `finish` goes on where a reader stopped
         self._line = line
@@ -38,7 +39,7 @@ class Exchange:
         waits = self._line.waits
         for data in self._pieces:
             waits.began = True
-            yield data
+            yield data if self._decoded is None else self._decoded(data)
 
     def read(self) -> bytes:
         """Return the rest of the body."""
@@ -76,8 +77,10 @@ class Exchange:
         if self._over:
             return
         self._over = True
-        self._response.close()
-        self._done()
+        try:
+            self._response.close()
+        finally:
+            self._done()
 
     def __enter__(self) -> Exchange:
         return self
@@ -105,6 +108,7 @@ class Connections:
         timeout: Timeout,
         deadline: float | None,
         watch: Callable[[Wire], object] | None = None,
+        at_once: bool = False,
     ) -> Exchange:
         """Send a request and return once the reply's headers are there.
 
@@ -117,7 +121,7 @@ class Connections:
         site, idle = self._pool.site(endpoint)
         request = site.request(method, path, headers, content)
         places = self._places()
-        if places is not None and not places.acquire(timeout=until(deadline)):
+        if places is not None and not places.acquire(timeout=0.0 if at_once else until(deadline)):
             raise httpcore.PoolTimeout
         release = None if places is None else places.release
         fresh = False
@@ -131,7 +135,7 @@ class Connections:
                     response = line.http.handle_request(request)
                     break
                 except GONE:
-                    if not line.used or line.waits.received or line.wire.aborted:
+                    if not line.was_gone():
                         raise
                     fresh = True  # the server had closed it; the others are likely no better
         except BaseException:
@@ -168,6 +172,7 @@ class AsyncExchange:
     def __init__(self, response: httpcore.Response, line: Line[AsyncWire], done: Callable[[], None]) -> None:
         self.status = response.status
         self.headers = headers_of(response)
+        self._decoded = decoder_for(self.headers)
         self._response = response
         self._pieces = response.aiter_stream()
         self._line = line
@@ -179,7 +184,7 @@ class AsyncExchange:
         waits = self._line.waits
         async for data in self._pieces:
             waits.began = True
-            yield data
+            yield data if self._decoded is None else self._decoded(data)
 
     async def read(self) -> bytes:
         """See `Exchange.read`."""
@@ -271,12 +276,15 @@ class AsyncConnections:
         content: bytes | None,
         timeout: Timeout,
         deadline: float | None,
+        at_once: bool = False,
     ) -> AsyncExchange:
         """See `Connections.open`."""
         pool, places = self._here()
         site, idle = pool.site(endpoint)
         request = site.request(method, path, headers, content)
         if places is not None:
+            if at_once and places.locked():
+                raise httpcore.PoolTimeout
             await _acquire(places.acquire, deadline)
         release = None if places is None else places.release
         fresh = False
@@ -288,7 +296,7 @@ class AsyncConnections:
                     response = await line.http.handle_async_request(request)
                     break
                 except GONE:
-                    if not line.used or line.waits.received:
+                    if not line.was_gone():
                         raise
                     fresh = True
         except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 
@@ -30,15 +31,17 @@ class HealthProber:
         self._interval = interval
         self._options = options
         self._thread: threading.Thread | None = None
+        self._pid = os.getpid()
         self._stopped = threading.Event()
         self._lock = threading.Lock()
 
     def start(self) -> None:
         """Begin, if there is anything to do and it has not begun."""
-        if self._interval is None or self._thread is not None:
+        if self._interval is None or (self._thread is not None and self._pid == os.getpid()):
             return
         with self._lock:
-            if self._thread is None:
+            if self._thread is None or self._pid != os.getpid():  # a fork's child has no threads
+                self._pid = os.getpid()
                 self._stopped = threading.Event()
                 # The thread must not keep a client alive that nobody holds any more.
                 balancer, stopped = weakref.ref(self._balancer), self._stopped

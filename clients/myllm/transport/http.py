@@ -50,7 +50,7 @@ class HTTPTransport:
         try:
             exchange = self._connections.open(
                 action.endpoint, action.request.method, action.request.path, headers, content,
-                action.timeout, action.deadline, watch,
+                action.timeout, action.deadline, watch, action.at_once,
             )  # fmt: skip
         except _FAULTS as exc:
             raise _translated(exc, action) from None
@@ -125,7 +125,7 @@ class AsyncHTTPTransport:
         try:
             exchange = await self._connections.open(
                 action.endpoint, action.request.method, action.request.path, headers, content,
-                action.timeout, action.deadline,
+                action.timeout, action.deadline, action.at_once,
             )  # fmt: skip
         except _FAULTS as exc:
             raise _translated(exc, action) from None

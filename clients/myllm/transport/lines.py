@@ -6,6 +6,7 @@ import base64
 import contextlib
 import os
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ KEEP_ALIVE = 30.0
 MAX_IDLE = 512
 """Unused connections that are kept for each server; there is no limit on busy ones but `max_concurrency`."""
 
+RACE = 0.5
+"""Seconds within which a connection that was used before may break under a new request and be taken for one
+that the server had just closed: the request then goes out once more, on a new connection."""
+
 # What a connection that the server closed while it lay idle looks like when it is used again.
 GONE = (httpcore.RemoteProtocolError, httpcore.ReadError, httpcore.WriteError)
 WireT = TypeVar("WireT", Wire, AsyncWire)
@@ -40,6 +45,12 @@ class Line(Generic[WireT]):
     @property
     def waits(self) -> Waits:
         return self.wire.waits
+
+    def was_gone(self) -> bool:
+        """Whether the connection was closed as it lay idle, and not by what was sent on it."""
+        waits = self.wire.waits
+        quick = time.monotonic() - waits.armed < RACE
+        return self.used and quick and not waits.received and not self.wire.aborted
 
 
 class Site:
@@ -69,6 +80,8 @@ class Site:
     ) -> httpcore.Request:
         """Return httpcore's request, which may be sent more than once."""
         fields = [*self.headers]
+        if any(name.lower() == "host" for name in headers):
+            del fields[0]  # the caller's own, for a server behind a gateway that goes by names
         for name, value in headers.items():
             if not (self.authorized and name.lower() == "authorization"):
                 fields.append((name.encode(), value.encode()))
@@ -147,6 +160,26 @@ def headers_of(response: httpcore.Response) -> dict[str, str]:
         between = "\n" if name == "set-cookie" else ", "
         headers[name] = f"{headers[name]}{between}{text}" if name in headers else text
     return headers
+
+
+def decoder_for(headers: dict[str, str]) -> Callable[[bytes], bytes] | None:
+    """Return what undoes a body's compression, and forget that there was any.
+
+    None was asked for (`Accept-Encoding: identity`), but some proxies compress all the same.
+    """
+    if headers.get("content-encoding", "").lower() not in ("gzip", "x-gzip", "deflate"):
+        return None
+    del headers["content-encoding"]
+    headers.pop("content-length", None)
+    unzip = zlib.decompressobj(47)  # 32 + 15: either format
+
+    def decoded(data: bytes) -> bytes:
+        try:
+            return unzip.decompress(data)
+        except zlib.error as exc:
+            raise httpcore.RemoteProtocolError(f"the compressed answer is damaged: {exc}") from exc
+
+    return decoded
 
 
 def close_all(pool: Pool[Any]) -> None:

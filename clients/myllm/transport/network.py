@@ -27,15 +27,16 @@ _Never = float("inf")
 class Waits:
     """How long the exchange that a connection is busy with may wait; armed anew for each exchange."""
 
-    __slots__ = ("_connect", "_deadline", "_first_byte", "_idle", "began", "received")
+    __slots__ = ("_connect", "_deadline", "_first_byte", "_idle", "armed", "began", "received")
 
     def __init__(self) -> None:
         self._connect = self._first_byte = self._idle = self._deadline = _Never
+        self.armed = 0.0
         self.began = self.received = False
 
     def arm(self, timeout: Timeout, deadline: float | None) -> None:
         """Start the clock: the exchange begins now and must end at `deadline` (monotonic)."""
-        now = time.monotonic()
+        now = self.armed = time.monotonic()
         self._connect = _Never if timeout.connect is None else now + timeout.connect
         self._first_byte = _Never if timeout.first_byte is None else now + timeout.first_byte
         self._idle = _Never if timeout.idle is None else timeout.idle
@@ -198,6 +199,7 @@ class AsyncWire(httpcore.AsyncNetworkBackend):
     def __init__(self) -> None:
         self.waits = Waits()
         self.stream: AsyncTimedStream | None = None
+        self.aborted = False
 
     async def connect_tcp(
         self,
@@ -236,6 +238,7 @@ class AsyncWire(httpcore.AsyncNetworkBackend):
 
     def shut_down(self) -> None:
         """End the connection at once, from any thread: a reader sees its end."""
+        self.aborted = True
         connection = None if self.stream is None else self.stream.get_extra_info("socket")
         if connection is not None and connection.fileno() >= 0:
             # Through a descriptor of our own, for event loops guard their sockets.

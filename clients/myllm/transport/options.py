@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import ssl
 from dataclasses import dataclass, field
@@ -104,6 +105,10 @@ def _proxy(url: str) -> httpcore.Proxy:
             "environment; it looks like http://user:password@host:3128.",
             param="proxy",
         ) from None
+    if parts.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
+        raise InvalidParameterError(
+            "A SOCKS proxy needs one more package: pip install 'httpx[socks]'.", param="proxy"
+        )
     auth = None
     if parts.username:
         auth = (unquote(parts.username), unquote(parts.password or ""))

@@ -92,7 +92,7 @@ class _Pool:
         tried: list[Endpoint] = []
         key = request.headers.get("x-session-id") or repr(content[:1024])
         while True:
-            lease = self.balancer.take(tried, key if self.balancer.policy.keyed else None)
+            lease = self.balancer.take(tried, key if self.balancer.keyed else None)
             tried.append(lease.endpoint)
             more = len(tried) < len(self.balancer.endpoints)
             try:
@@ -129,7 +129,11 @@ class _Pool:
         phases = request.extensions.get("timeout", {})
         read = _least(self.timeout.first_byte, phases.get("read"))
         return Send(
-            request=WireRequest(method=request.method, path=path, content=content or None),
+            request=WireRequest(
+                method=request.method,
+                path=path,
+                content=content if content or request.method in ("POST", "PUT", "PATCH") else None,
+            ),
             endpoint=endpoint,
             headers=headers,
             timeout=Timeout(
