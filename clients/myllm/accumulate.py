@@ -73,8 +73,8 @@ class Accumulator:
 def _add_end(choice: ChatChoice | CompletionChoice, part: Any) -> None:
     if part.finish_reason is not None:
         choice.finish_reason = part.finish_reason
-    if part.stop_reason is not None:
-        choice.stop_reason = part.stop_reason
+        if "stop_reason" in part.model_fields_set:  # None says that no stop string was it
+            choice.stop_reason = part.stop_reason
     if part.logprobs is not None and part.logprobs.content:
         choice.logprobs = choice.logprobs or Logprobs(content=[])
         assert choice.logprobs.content is not None

@@ -2,7 +2,8 @@
 
 Some servers read a constraint's field and ignore it (vllm#53975, LocalAI#10339), so an answer is never
 believed. JSON Schema is judged by `jsonschema`, without ever fetching a `$ref` from the network; a regular
-expression by Python's `re`, unless it is written in a dialect that `re` does not speak; a grammar by nobody.
+expression by Rust's engine, which pydantic brings and most servers have, too: it takes linear time, where
+Python's could hang for ever. Patterns that the two read otherwise are judged by nobody, nor are grammars.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 from .errors import ConstraintNotEnforced, InvalidParameterError, short
+from .params import schema_in
 from .types import ChatChoice, ChatCompletion, Completion, CompletionChoice, ParsedChat
 
 if TYPE_CHECKING:
@@ -32,9 +35,9 @@ _UNJUDGED = frozenset(
     {"tool_calls", "function_call", "content_filter", "stop_sequence", "repetition", "abort", "error"}
 )
 _JSON_BEGINS = re.compile(r"\s*([\[{\"\-\dtfn]|$)")
-# `re` reads these otherwise than the servers' engines (Rust's regex, xgrammar, outlines) do: POSIX classes
-# and set operations inside a class, and inline flags with a scope of their own.
-_FOREIGN_REGEX = re.compile(r"\[\[|\[\^\[|&&|~~|--\[")
+# The servers' engines (Rust's regex, xgrammar, outlines' translation of Python's) do not read these alike:
+# POSIX classes and set operations inside a class, and Rust's word boundaries.
+_FOREIGN_REGEX = re.compile(r"\[\[|\[\^\[|&&|~~|--\[|\\[<>]")
 _GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 _OLD_NAMES: dict[str, Kind] = {
     "json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "grammar"
@@ -76,10 +79,9 @@ class Constraint:
         """Read OpenAI's `response_format`."""
         if not isinstance(wanted, dict):
             return None
-        if wanted.get("type") == "json_object":
-            return cls("json_object", None, field)
-        schema = (wanted.get("json_schema") or {}).get("schema")
-        return None if schema is None else cls("json_schema", schema, field)
+        if (schema := schema_in(wanted)) is not None:
+            return cls("json_schema", schema, field)
+        return cls("json_object", None, field) if wanted.get("type") == "json_object" else None
 
     @classmethod
     def _in_body(cls, body: Any) -> Constraint | None:
@@ -97,9 +99,11 @@ class Constraint:
         if self.kind == "choice":
             return None if text in self.value else f"it is none of {short(self.value)}"
         if self.kind == "regex":
-            pattern = _pattern(self.value)
-            wrong = pattern is not None and pattern.fullmatch(text) is None
-            return f"it does not match {short(self.value)}" if wrong else None
+            matcher = _matcher(self.value)
+            # Rust's texts have no half surrogate pairs, which models do cut off.
+            whole = text.encode(errors="replace").decode()
+            right = matcher is None or matcher.isinstance_python(whole)
+            return None if right else f"it does not match {short(self.value)}"
         if self.kind == "grammar":
             return None
         try:
@@ -123,9 +127,9 @@ class Constraint:
 def check(call: Call, answer: ChatCompletion | Completion, server: ServerInfo | None = None) -> None:
     """Check each choice of an answer against the call's constraint.
 
-    A choice that `max_tokens` cut off is right as long as it could have become so. Not judged are choices
-    that a stop string cut off (`stop_reason` tells), tool calls, grammars, patterns that Python's `re` cannot
-    read, and schemas whose own patterns it cannot read.
+    A choice that `max_tokens` or the call's `stop` cut off is right as long as it could have become so. Not
+    judged are tool calls, grammars, patterns that not every engine reads, and schemas whose own patterns
+    Python's `re` cannot read.
 
     Args:
         call: what was asked.
@@ -142,8 +146,12 @@ def check(call: Call, answer: ChatCompletion | Completion, server: ServerInfo | 
         text = _judged_text(call, choice)
         if text is None:
             continue
-        judge = constraint.early_problem if choice.finish_reason == "length" else constraint.problem
-        if (problem := judge(text)) is not None:
+        judge = constraint.early_problem if _is_cut(call, choice) else constraint.problem
+        problem = judge(text)
+        if problem is not None and (before := _repeated(call, choice)) and text.startswith(before):
+            text = text.removeprefix(before)
+            problem = judge(text)
+        if problem is not None:
             name = constraint.field or (
                 "response_format" if constraint.kind == "json_object" else constraint.kind
             )
@@ -152,25 +160,49 @@ def check(call: Call, answer: ChatCompletion | Completion, server: ServerInfo | 
                 answer=answer,
                 index=choice.index,
                 text=text,
-                hint=_hint(constraint, server),
+                hint=_thinking(choice) or _hint(constraint, server),
             )
 
 
 def _judged_text(call: Call, choice: ChatChoice | CompletionChoice) -> str | None:
     """Return the text that the constraint was for, or None when it cannot be judged."""
-    if choice.finish_reason in _UNJUDGED or isinstance(choice.stop_reason, str):
-        return None
-    # Without the server's word for it, a stop string of the call's may have ended the text.
-    if (call.params.stop or call.params.stop_token_ids) and "stop_reason" not in choice.model_fields_set:
+    if choice.finish_reason in _UNJUDGED:
         return None
     if isinstance(choice, CompletionChoice):
-        text, before = choice.text, call.prompt
-    else:
-        if choice.message.tool_calls or choice.message.refusal:
-            return None
-        text = choice.message.content or ""
-        before = call.messages[-1].get("content") if call.messages else None
-    return text.removeprefix(before) if call.params.echo and isinstance(before, str) else text
+        return choice.text
+    return None if choice.message.tool_calls or choice.message.refusal else choice.message.content or ""
+
+
+def _is_cut(call: Call, choice: ChatChoice | CompletionChoice) -> bool:
+    """Whether `max_tokens` or a stop of the call's ended the text, or may have where the server does not say."""
+    if choice.finish_reason == "length" or isinstance(choice.stop_reason, str):
+        return True
+    params = call.params
+    if "stop_reason" in choice.model_fields_set:
+        return choice.stop_reason in (params.stop_token_ids or ())
+    return bool(params.stop or params.stop_token_ids)
+
+
+def _repeated(call: Call, choice: ChatChoice | CompletionChoice) -> str | None:
+    """Return the text in front of an answer that is no part of it: an echo.
+
+    llama-server echoes the beginning of its answer, a last message of the assistant's, without being asked.
+    """
+    if isinstance(choice, CompletionChoice):
+        return call.prompt if call.params.echo and isinstance(call.prompt, str) else None
+    last = call.messages[-1] if call.messages else {}
+    content = last.get("content") if call.params.echo or last.get("role") == "assistant" else None
+    return content if isinstance(content, str) else None
+
+
+def _thinking(choice: ChatChoice | CompletionChoice) -> str | None:
+    if isinstance(choice, CompletionChoice) or choice.message.content or not choice.message.reasoning:
+        return None
+    return (
+        "The server put the whole answer into `reasoning`, and enforces a constraint on the rest: turn thinking "
+        "off with `chat_template_kwargs={'enable_thinking': False}`, or start the server without a reasoning "
+        "parser."
+    )
 
 
 def _hint(constraint: Constraint, server: ServerInfo | None) -> str:
@@ -314,13 +346,17 @@ def _place(path: Any) -> str:
 
 
 @lru_cache(maxsize=256)
-def _pattern(regex: str) -> re.Pattern[str] | None:
-    """Return a compiled pattern, or None when Python reads it otherwise than the servers, or not at all."""
+def _matcher(regex: str) -> SchemaValidator | None:
+    """Return what knows the texts that a pattern matches whole, or None when not every engine reads it.
+
+    A dot may be a line's end, as for xgrammar: where it may not, for the server, no answer has one.
+    """
     if not isinstance(regex, str) or _FOREIGN_REGEX.search(regex):
         return None
     try:
-        return re.compile(regex)
-    except (re.error, RecursionError, OverflowError):
+        re.compile(regex)
+        return SchemaValidator(core_schema.str_schema(pattern=rf"\A(?s:{regex})\z"))
+    except (re.error, SchemaError, RecursionError, OverflowError):
         return None
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
 import email.utils
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .dialects import Dialect
 from .errors import APIStatusError, ContextLengthError, error_class_for_status
 from .messages import policy_for
+from .redaction import redacted, secrets_of
 from .wire import Reply, Send
 
 # --- a prompt that is too long -----------------------------------------------------------------------------
@@ -23,21 +22,33 @@ _TOO_LONG = re.compile(
     r"maximum context length|model's context length|exceeds? (?:the )?(?:maximum )?context length"
     r"|available context size|exceed_context_size|context_length_exceeded|exceeds? (?:the )?context window"
     r"|`inputs` tokens \+ `max_new_tokens`|`inputs` must have less than|`max_new_tokens` must be <="
-    r"|exceed the configured limit of \d+ tokens|cannot be greater than max_model_len",
+    r"|exceed the configured limit of \d+ tokens|cannot be greater than max_model_len"
+    r"|longer than the (?:model's )?context length|is too large to process"
+    r"|supports at most [\d,]+ completion tokens",
     re.IGNORECASE,
 )
+# vLLM's words for a prompt that leaves no room, when nothing said how many tokens are wanted.
+_NO_ROOM = re.compile(r"max_tokens must be at least 1, got (?:0|-\d+)\b")
+
+
+def _numbers(*patterns: str) -> re.Pattern[str]:
+    """Compile the alternatives, in which numbers may have commas."""
+    return re.compile("|".join(patterns).replace(r"(\d+)", r"(\d[\d,]*)"))
+
+
 # Each server says the three numbers in its own words, and most have had several; the tests quote them.
-_LIMIT = re.compile(
+_LIMIT = _numbers(
     r"context length (?:is (?:only )?|of |\()(\d+)|context size \((\d+) tokens|context window of (\d+)"
     r"|configured limit of (\d+)|must be <= (\d+)|must have less than (\d+) tokens|max_model_len ?= ?(\d+)"
+    r"|supports at most (\d+) completion|current batch size: (\d+)"
 )
-_PROMPT = re.compile(
+_PROMPT = _numbers(
     r"(\d+) in (?:the|your) (?:messages|prompt)|(?:has|passed|contains(?: at least)?) (\d+) input tokens"
     r"|input \((\d+) tokens|Input length \((\d+)\)|(\d+) tokens from the input messages"
     r"|request \((\d+) tokens|Given: (\d+) `inputs` tokens|tokens\. Given: (\d+)|Requested tokens \((\d+)\)"
     r"|messages resulted in (\d+) tokens"
 )
-_MAX_TOKENS = re.compile(
+_MAX_TOKENS = _numbers(
     r"(\d+) (?:in|for) the completion|(\d+) in your completion|(\d+) tokens for the completion"
     r"|is too large: (\d+)|requested (\d+) output tokens|and (\d+) `max_new_tokens`"
     r"|`max_new_tokens` must be <= \d+\. Given: (\d+)$|max_(?:completion_)?tokens=(\d+) cannot"
@@ -111,7 +122,12 @@ _NAMED_FIELD = re.compile(r"\(parameter=(\w+)|'loc': (?:'body\.|\('body', ')(\w+
 
 
 def error_from_reply(
-    send: Send, reply: Reply, dialect: Dialect, request_id: str, served: Sequence[str] = ()
+    send: Send,
+    reply: Reply,
+    dialect: Dialect,
+    request_id: str,
+    served: Sequence[str] = (),
+    secrets: Iterable[str] = (),
 ) -> APIStatusError:
     """Return the error for a reply of status 300 or above.
 
@@ -121,28 +137,39 @@ def error_from_reply(
         dialect: whose words the server speaks.
         request_id: ours, for servers that do not answer with theirs.
         served: the models that the server serves, where they are known.
+        secrets: what may not show in it, beside what the request's headers hold.
     """
-    secrets = tuple(_secrets(send))
-    body = _body(reply.body, secrets)
+    secrets = {*secrets, *secrets_of(send.headers, [send.endpoint.api_key])}
+    # The words are understood as they are, and scrubbed at the end: a key may be one of them.
+    return redacted(_diagnosed(send, reply, dialect, request_id, served), secrets)
+
+
+def _diagnosed(
+    send: Send, reply: Reply, dialect: Dialect, request_id: str, served: Sequence[str]
+) -> APIStatusError:
+    body = _body(reply.body)
     said = dialect.server_words(body)
     words = said.message
     if words and (page := _HTML.search(words)):
         words = page[1].strip()
-    url = scrubbed(send.endpoint.url + send.request.path, secrets)
     context: dict[str, Any] = {
         "body": body,
         "param": said.param or _named_field(words),
-        "endpoint": scrubbed(send.endpoint.url, secrets),
+        "endpoint": send.endpoint.url,
         "status": reply.status,
         "request_id": reply.headers.get("x-request-id") or request_id,
         "server_message": words,
         "retry_after": retry_after_seconds(reply.headers),
     }
+    url = send.endpoint.url + send.request.path
     message = f"{send.request.method} {url} was answered with status {reply.status}."
-    if reply.status in (400, 413, 422, 500) and _TOO_LONG.search(f"{words} {said.type} {said.code}"):
+    too_long = _TOO_LONG.search(f"{words} {said.type} {said.code}") or (
+        _NO_ROOM.search(words or "") and not _limits_tokens(send)
+    )
+    if reply.status in (400, 413, 422, 500) and too_long:
         return _too_long(message, words or "", body, context)
     if reply.status < 400:
-        target = scrubbed(reply.headers.get("location", ""), secrets)
+        target = reply.headers.get("location")
         hint: str | None = (
             f"It redirects to {target!r}: use that as the URL if you trust it." if target else None
         )
@@ -201,7 +228,7 @@ def _too_long(message: str, words: str, body: Any, context: dict[str, Any]) -> C
 
 def _number(pattern: re.Pattern[str], words: str) -> int | None:
     found = pattern.search(words)
-    return None if found is None else next(int(group) for group in found.groups() if group is not None)
+    return None if found is None else next(int(group.replace(",", "")) for group in found.groups() if group)
 
 
 def _int(value: Any) -> int | None:
@@ -220,6 +247,12 @@ def _model_of(send: Send) -> str | None:
     return model if isinstance(model, str) else None
 
 
+def _limits_tokens(send: Send) -> bool:
+    """Whether the request says how many tokens it wants."""
+    body = send.request.json
+    return isinstance(body, dict) and not {"max_tokens", "max_completion_tokens"}.isdisjoint(body)
+
+
 def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Read `retry-after-ms`, or `Retry-After` as seconds or as an HTTP date (RFC 9110, section 10.2.3)."""
     try:
@@ -236,50 +269,9 @@ def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) ->
     return max(0.0, date.timestamp() - (time.time() if now is None else now))
 
 
-def _body(body: bytes, secrets: Sequence[str]) -> Any:
-    text = scrubbed(body.decode("utf-8", "replace"), secrets)
+def _body(body: bytes) -> Any:
+    text = body.decode("utf-8", "replace")
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
-
-
-# --- secrets -----------------------------------------------------------------------------------------------
-
-_SECRET_HEADER = re.compile(
-    r"authorization|cookie|secret|api-?key|password|credential|\btoken$", re.IGNORECASE
-)
-# What is a secret by its looks: credentials in a header's value or a URL, keys of well-known services.
-_LOOKS_SECRET = re.compile(
-    r"(?<=\bBearer )(?=\S*\d)[\w.~+/=-]{8,}|(?<=\bBasic )(?=\S*[A-Z\d])[A-Za-z0-9+/=]{8,}|(?<=://)[^/\s:@\"']*:[^/\s@\"']+(?=@)"
-    r"|\bsk-[\w-]{16,}|\bhf_\w{16,}"
-)
-
-
-def scrubbed(text: str, secrets: Sequence[str] = ()) -> str:
-    """Return a text without these secrets and what looks like one: some servers repeat what they get."""
-    for secret in secrets:
-        # A short one ("k") may be part of any word.
-        pattern = re.escape(secret) if len(secret) >= 8 else rf"(?<!\w){re.escape(secret)}(?!\w)"
-        text = re.sub(pattern, "…", text)
-    return _LOOKS_SECRET.sub("…", text)
-
-
-def _secrets(send: Send) -> Iterator[str]:
-    """Yield what a request carries that nobody else may see, the longest form of each first."""
-    if send.endpoint.api_key:
-        yield send.endpoint.api_key
-    for name, value in send.headers.items():
-        if not value or not _SECRET_HEADER.search(name):
-            continue
-        yield value
-        scheme, _, credentials = value.partition(" ")
-        if credentials:
-            yield credentials
-        if scheme.lower() == "basic":
-            try:
-                login = base64.b64decode(credentials).decode()
-            except (binascii.Error, UnicodeDecodeError):
-                continue
-            yield login
-            yield login.partition(":")[2]

@@ -25,6 +25,7 @@ POLICIES: tuple[MessagePolicy, ...] = ("as_is", "merge_system", "alternate", "au
 
 _SYSTEM = frozenset({"system", "developer"})
 _BETWEEN = "\n\n"
+_THOUGHTS = ("reasoning", "reasoning_content")
 
 # The words of the models' own chat templates: Mistral, Llama 2, Gemma ("Conversation roles must alternate
 # user/assistant/…", "After the optional system message, conversation roles must alternate …"); Gemma
@@ -152,11 +153,14 @@ def _in_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Return two messages of one role as one."""
+    first, second = ({k: v for k, v in one.items() if v is not None} for one in (first, second))
     if first.get("name") != second.get("name"):
-        first, second = _named(first), _named(second)
+        first, second = named(first), named(second)
     out = {**first, **second, "role": first["role"]}
     for field in set(first) & set(second) - {"role", "content", "tool_calls"}:
-        if first[field] != second[field]:
+        if field in _THOUGHTS:
+            out[field] = _contents(first[field], second[field])
+        elif first[field] != second[field]:
             raise InvalidParameterError(
                 f"Two neighbouring messages must become one for `message_policy`, and both have `{field}`: "
                 f"{short(first[field])} and {short(second[field])}.",
@@ -171,7 +175,7 @@ def _joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
     return out
 
 
-def _named(message: Mapping[str, Any]) -> dict[str, Any]:
+def named(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a message that says its name in its text."""
     out = {field: value for field, value in message.items() if field != "name"}
     if message.get("name"):

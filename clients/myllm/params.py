@@ -110,6 +110,16 @@ class Parameters(BaseModel):
     def _one_stop_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _a_token_has_one_bias(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and len(set(map(str, value))) < len(value):
+            raise InvalidParameterError(
+                f"`logit_bias={short(value)}` has a token twice, as a number and as a text.",
+                param="logit_bias",
+            )
+        return value
+
     @field_validator("response_format", mode="before")
     @classmethod
     def _a_class_is_a_schema(cls, value: Any) -> Any:
@@ -118,6 +128,13 @@ class Parameters(BaseModel):
                 f"`response_format={value.__name__}`: give a class as `json_schema={value.__name__}`, "
                 "or call `client.parse`.",
                 param="response_format",
+            )
+        form = value.get("json_schema") if isinstance(value, Mapping) else None
+        if form is not None and not isinstance(form, Mapping):
+            raise InvalidParameterError(
+                f"`response_format`: `json_schema` must be a mapping with the schema in it: {short(form)}.",
+                param="response_format",
+                hint="{'type': 'json_schema', 'json_schema': {'name': …, 'schema': {…}}}, or `json_schema=…`.",
             )
         return value
 
@@ -183,6 +200,17 @@ CONSTRAINTS = ("json_schema", "regex", "choice", "grammar")
 SHAPES = frozenset({*CONSTRAINTS, "response_format"})
 """The parameters of which a call has one at most."""
 
+
+def schema_in(response_format: Mapping[str, Any]) -> Any:
+    """Return the JSON Schema in a `response_format`, or None.
+
+    OpenAI's "json_schema" holds it one level further down than "json_object" does, where llama.cpp reads one.
+    """
+    loose = response_format.get("type") == "json_object"
+    holder = response_format if loose else response_format.get("json_schema")
+    return holder.get("schema") if isinstance(holder, Mapping) else None
+
+
 _HABITS = {
     "stream": "Use `stream_chat` or `stream_complete`.",
     "system": 'Begin `messages` with {"role": "system", "content": …}.',
@@ -201,7 +229,12 @@ _HABITS = {
     "function_call": "It is called `tool_choice`.",
 }
 """What other libraries call things; `extra_body` would be bad advice for these."""
-_CALL_OPTIONS = frozenset({"extra_body", "extra_headers"})
+_CALL_OPTIONS = frozenset({"extra_body", "extra_headers", "session"})
+_CLIENT_OPTIONS = frozenset(
+    {"api_key", "base_url", "endpoints", "dialect", "headers", "http", "policy", "breaker", "health_interval",
+     "max_concurrency", "requests_per_second", "hooks", "max_retries", "hedge_after", "coalesce",
+     "message_policy"}
+)  # fmt: skip
 KNOWN_NAMES = frozenset(PARAMETER_NAMES) | frozenset(ALIASES) | {"do_sample"}
 """Every name that a call may use."""
 
@@ -268,7 +301,9 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
         if name == "do_sample":
             continue
         target = ALIASES.get(name, name)
-        if target in values and values[target] != value:
+        if value is None and target in values:
+            continue  # not set, under this name
+        if values.get(target) is not None and values[target] != value:
             raise InvalidParameterError(
                 f"`{source[target]}={short(values[target])}` and `{name}={short(value)}` are two names of "
                 "one parameter and contradict each other: give one of them.",
@@ -282,10 +317,14 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
 _SPECIAL = frozenset(ALIASES) | {"do_sample"}
 
 
-def _apply_do_sample(do_sample: bool | None, values: dict[str, Any]) -> None:
+def _apply_do_sample(do_sample: Any, values: dict[str, Any]) -> None:
     """Say `do_sample` (transformers, TGI) with `temperature`: 0 is greedy, anything above samples."""
     if do_sample is None:
         return
+    if not isinstance(do_sample, bool):
+        raise InvalidParameterError(
+            f"`do_sample={short(do_sample)}` must be True or False.", param="do_sample"
+        )
     temperature = values.get("temperature")
     if do_sample and temperature == 0:
         raise InvalidParameterError(
@@ -296,7 +335,8 @@ def _apply_do_sample(do_sample: bool | None, values: dict[str, Any]) -> None:
             f"`do_sample=False` contradicts `temperature={temperature!r}`: leave one of them out.",
             param="do_sample",
         )
-    values.setdefault("temperature", 1.0 if do_sample else 0.0)
+    if temperature is None:
+        values["temperature"] = 1.0 if do_sample else 0.0
 
 
 def unknown_parameter(name: str) -> UnknownParameterError:
@@ -306,6 +346,12 @@ def unknown_parameter(name: str) -> UnknownParameterError:
             f"`{name}` is no parameter of a model but an option of the call.",
             param=name,
             hint="Give it to the call itself (`client.chat(…)`), not as a default.",
+        )
+    if name in _CLIENT_OPTIONS:
+        return UnknownParameterError(
+            f"`{name}` is no parameter of a model but an option of the client.",
+            param=name,
+            hint=f"Say it when the client is made: `Client({name}=…)`.",
         )
     if name in _HABITS:
         return UnknownParameterError(f"Unknown parameter `{name}`.", param=name, hint=_HABITS[name])

@@ -13,6 +13,7 @@ from .endpoints import Endpoint
 from .hooks import Hook
 from .limits import RateLimiter, RetryBudget
 from .messages import MessagePolicy
+from .transport.options import HTTPOptions
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class Route:
     Attributes:
         dialect: of all servers; None asks each server what it is.
         hedge_after: seconds without an answer after which another server is asked too; None: never.
+        http: how the servers are reached; looked at for its passwords, which errors may not show.
         cache: whose rules say what is kept; the drivers do the keeping.
         roles: message policies found out under "auto", by model, and when: see `tap.changes`.
     """
@@ -33,6 +35,7 @@ class Route:
     limiter: RateLimiter | None = None
     hedge_after: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    http: HTTPOptions | None = None
     message_policy: MessagePolicy = "as_is"
     hooks: Sequence[Hook] = ()
     cache: Cache | None = None

@@ -20,9 +20,15 @@ class SSEDecoder:
         self._tail: list[bytes] = []  # of a line that is not whole yet, which may come in many pieces
         self._data: list[bytes] = []
         self._first = True
+        self._after_return = False  # a line feed that comes now belongs to the line end before it
 
     def feed(self, body: bytes) -> Iterator[bytes]:
         """Yield the data of each event that `body` completes."""
+        if self._after_return:
+            body, self._after_return = body.removeprefix(b"\n"), not body
+        if b"\r" in body:  # lines end with CR, LF or both
+            self._after_return = body.endswith(b"\r")
+            body = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         self._tail.append(body)
         if b"\n" not in body:
             return
@@ -32,8 +38,6 @@ class SSEDecoder:
             lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")  # the byte order mark is not part of it
             self._first = False
         for line in lines:
-            if line.endswith(b"\r"):
-                line = line[:-1]
             if not line:
                 if self._data:
                     data, self._data = b"\n".join(self._data), []

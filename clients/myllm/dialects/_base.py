@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 from pydantic_core import from_json
 
-from ..errors import InvalidResponseError, UnsupportedFeatureError
+from ..errors import InvalidResponseError, UnsupportedFeatureError, short
 from ..params import Parameters
 from ..types import Answer, ChatChunk, CompletionChunk
 from ..wire import Call, Reply, ServerInfo, WireRequest
@@ -144,7 +144,7 @@ def is_neutral(name: str, value: Any) -> bool:
 def refuse(name: str, value: Any, dialect: str, where: str, instead: str = "") -> UnsupportedFeatureError:
     """Return the error for a parameter that the server has no word for."""
     return UnsupportedFeatureError(
-        f"`{name}={value!r}`: {where} of {dialect!r} servers has no such parameter, so nothing was sent.",
+        f"`{name}={short(value)}`: {where} of {dialect!r} servers has no such parameter, so nothing was sent.",
         hint=instead or "Leave it out, or send the server's own field with `extra_body={…}`.",
     )
 
@@ -162,6 +162,6 @@ def load_json(body: bytes) -> Any:
             return json.loads(body)  # knows lone surrogates, which models cut in two
     except ValueError:
         raise InvalidResponseError(
-            f"The answer is not JSON: {body[:200].decode('utf-8', 'replace')!r}.",
+            f"The answer is not JSON: {short(body[:1000].decode('utf-8', 'replace'))}.",
             hint="Does `url` lead to an LLM server, and not to a web page or a proxy in front of it?",
         ) from None

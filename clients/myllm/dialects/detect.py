@@ -71,7 +71,8 @@ def detect(name: str | None = None) -> Probe:
     if asked.models and owner == asked.models[0].id:
         info = yield from asked.ask("/info")
         return _tgi(asked, info) if isinstance(info, Mapping) else _openai(asked)
-    if not asked.models or f"{owner}/" in asked.models[0].id.partition(":")[0]:
+    path, tagged, _ = asked.models[0].id.partition(":") if asked.models else ("", "", "")
+    if not asked.models or (tagged and f"{owner}/" in path):
         return (yield from _ollama(asked))  # with no model yet, or with one of a namespace of its own
     return _openai(asked)
 
@@ -134,7 +135,10 @@ class _Asked:
 
 def _vllm(asked: _Asked) -> Probe:
     body = yield from asked.ask("/version")
-    return asked.info("vllm", "vLLM", _get(body, "version"))
+    version = _get(body, "version")
+    # What setuptools-scm calls a checkout that lacks the tags: it may be of any age.
+    untagged = re.match(r"0\.[01]\.(0\.)?dev", str(version)) is not None
+    return asked.info("vllm", "vLLM", version, speaks_for_dialect=not untagged)
 
 
 def _myllm(asked: _Asked) -> Probe:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from ..params import schema_in
 from ..types import Answer, ChatChunk, ChatCompletion, Completion, CompletionChunk, Logprobs
 from ..wire import Call, Reply, ServerInfo, WireRequest
 from ._base import ChunkReader, _Done, is_neutral, load_json, refuse
@@ -157,6 +158,10 @@ class _LlamaCppPython(_LlamaCpp):
             raise refuse("max_tokens", 0, self.name, where, "There, 0 means as many as fit.")
         if call.params.tool_choice == "required":
             raise refuse("tool_choice", "required", self.name, where, "Name the function to be called.")
+        if call.params.echo and call.params.wanted_logprobs is not None:
+            raise refuse(
+                "echo", True, self.name, where, "Without `logprobs` it has: together, the numbers shift."
+            )
         return super().body(call, server)
 
     def schema(self, call: Call, schema: dict[str, Any]) -> dict[str, Any]:
@@ -197,11 +202,10 @@ class _Reader(OpenAIReader):
 
 def _schema_in(wanted: dict[str, Any], dialect: str) -> dict[str, Any]:
     """Return the JSON Schema that a `response_format` asks for."""
-    loose = wanted.get("type") == "json_object"
-    schema: dict[str, Any] | None = (wanted if loose else wanted.get("json_schema") or {}).get("schema")
-    if loose:
+    schema: dict[str, Any] | None = schema_in(wanted)
+    if wanted.get("type") == "json_object":
         return schema or {"type": "object"}
-    if wanted.get("type") != "json_schema" or schema is None:
+    if schema is None:
         raise refuse("response_format", wanted, dialect, "the server", "It wants a schema.")
     return schema
 

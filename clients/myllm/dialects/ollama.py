@@ -17,6 +17,8 @@ from datetime import datetime
 from typing import Any
 
 from ..errors import InvalidParameterError, InvalidResponseError, ServerError, UnsupportedFeatureError, short
+from ..messages import named
+from ..params import schema_in
 from ..types import (
     ChatChoice,
     ChatChunk,
@@ -148,7 +150,7 @@ class _Reader:
 def _wants(call: Call) -> list[str]:
     """Return what the call wants that not every version of Ollama has."""
     params = call.params
-    schema = params.json_schema is not None or (params.response_format or {}).get("type") == "json_schema"
+    schema = params.json_schema is not None or schema_in(params.response_format or {}) is not None
     wants = {
         "logprobs": params.wanted_logprobs is not None,
         "reasoning_effort": params.reasoning_effort is not None,
@@ -217,10 +219,10 @@ def _format(call: Call) -> Any:
     wanted = call.params.response_format
     if wanted is None or is_neutral("response_format", wanted):
         return None
-    if wanted.get("type") == "json_object":
+    schema = schema_in(wanted)
+    if schema is None and wanted.get("type") == "json_object":
         return "json"
-    schema = (wanted.get("json_schema") or {}).get("schema")
-    if wanted.get("type") != "json_schema" or schema is None:
+    if schema is None:
         raise refuse("response_format", wanted, "ollama", "the server", "Ollama wants a schema.")
     return schema
 
@@ -233,15 +235,26 @@ def native_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
 
     Raises:
         UnsupportedFeatureError: a part of a content that Ollama has no place for.
-        InvalidParameterError: a tool call whose arguments are no JSON object.
+        InvalidParameterError: a message of another shape, or a tool call whose arguments are no JSON object.
     """
     names: dict[str, str] = {}
-    return [_native_message(message, names) for message in messages]
+    native = []
+    for position, message in enumerate(messages):
+        try:
+            native.append(_native_message(message, names))
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise InvalidParameterError(
+                f"`messages[{position}]={short(message)}` is not of OpenAI's shape "
+                f"({type(exc).__name__}: {exc}).",
+                param="messages",
+            ) from exc
+    return native
 
 
 def _native_message(message: Mapping[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    out = dict(message)
-    out["content"], images = _native_content(message.get("content"))
+    # Of several users, the name says which one speaks; Ollama has no place for it but the text.
+    out = named(message) if message.get("role") == "user" else dict(message)
+    out["content"], images = _native_content(out.get("content"))
     if images:
         out["images"] = images
     reasoning = [out.pop(name, None) for name in ("reasoning", "reasoning_content")]

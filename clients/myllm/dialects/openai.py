@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError as PydanticValidationError
 
 from ..errors import APIStatusError, InvalidResponseError, ServerError, error_class_for_status, short
-from ..params import SHAPES
+from ..params import SHAPES, schema_in
 from ..types import Answer, ChatChunk, ChatCompletion, Completion, CompletionChunk, Embeddings, Model
 from ..wire import Call, Reply, ServerInfo, WireRequest
 from ._base import DONE, ChunkReader, ServerWords, _Done, is_neutral, load_json, refuse
@@ -24,6 +24,9 @@ _COMMON = frozenset(
      "logit_bias", "user"}
 )  # fmt: skip
 _CHAT_ONLY = frozenset({"tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"})
+_HOW_TO_USE_TOOLS = (
+    ("tool_choice", "auto"), ("tool_choice", "none"), ("parallel_tool_calls", True), ("parallel_tool_calls", False)
+)  # fmt: skip
 _COMPLETION_ONLY = frozenset({"echo", "suffix", "best_of"})
 
 
@@ -73,6 +76,10 @@ class OpenAIDialect:
         for name, value in call.params.set_values().items():
             if name in ("logprobs", "top_logprobs") or (name == "tools" and not value):
                 continue
+            if call.params.tools == [] and (name, value) in _HOW_TO_USE_TOOLS:
+                continue  # servers refuse to be told how to use none
+            if name == "response_format" and value.get("type") == "json_object" and schema_in(value):
+                name, value = "json_schema", schema_in(value)  # most servers would not read it there
             if name in SHAPES:
                 body.update(self.shape(call, name, value, server))
             elif name in known:
@@ -142,7 +149,8 @@ class OpenAIDialect:
     def server_words(self, body: Any) -> ServerWords:
         """Read OpenAI's nested error, vLLM's old flat one, FastAPI's `detail`, or plain text."""
         if isinstance(body, str):
-            return ServerWords(message=body.strip()[:500] or None)
+            text = body.strip()
+            return ServerWords(message=(text if len(text) <= 500 else f"{text[:500]}…") or None)
         if not isinstance(body, dict):
             return ServerWords()
         error = body.get("error", body)
@@ -167,6 +175,7 @@ class OpenAIReader:
 
     def __init__(self, call: Call, dialect: OpenAIDialect) -> None:
         self._chat = call.kind == "chat"
+        self._many = call.params.n or 1
         self._dialect = dialect
         self._open: set[int] = set()
         self._finished: set[int] = set()
@@ -175,15 +184,17 @@ class OpenAIReader:
 
     @property
     def complete(self) -> bool:
-        """Every choice that began has its finish_reason; some servers then leave `[DONE]` out."""
-        return bool(self._finished) and self._open <= self._finished
+        """Every choice has its finish_reason; some servers then leave `[DONE]` out."""
+        return len(self._finished) >= self._many and self._open <= self._finished
 
     def read(self, data: bytes) -> ChatChunk | CompletionChunk | _Done | None:
         """See `ChunkReader.read`."""
         if data.strip() == b"[DONE]":
             return DONE
         raw = load_json(data)
-        if isinstance(raw, dict) and raw.get("error") is not None:
+        if isinstance(raw, dict) and (
+            raw.get("error") is not None or ("choices" not in raw and "message" in raw)  # nested, or flat
+        ):
             raise self._error(raw)
         chunk: ChatChunk | CompletionChunk
         chunk = _parse(ChatChunk, raw) if self._chat else _parse(CompletionChunk, raw)
@@ -195,7 +206,7 @@ class OpenAIReader:
 
     def _error(self, raw: dict[str, Any]) -> APIStatusError:
         words = self._dialect.server_words(raw)
-        error = raw["error"]
+        error = raw.get("error") or raw
         status = error.get("http_status_code", error.get("code")) if isinstance(error, dict) else None
         if not isinstance(status, int) or not 400 <= status < 600:
             status = None

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import APIStatusError, InvalidResponseError, ServerError, error_class_for_status, short
-from ..params import CONSTRAINTS
+from ..params import CONSTRAINTS, schema_in
 from ..types import (
     ChatChunk,
     ChatCompletion,
@@ -91,11 +91,14 @@ class TGIDialect(OpenAIDialect):
             body.pop("include_stop_str_in_output", None)
             if "stop" in body:
                 body["stop"] = _known_stops(call, server)
+            # TGI samples, at temperature 1, as soon as there is a `top_p`; and 1 is none to it.
+            if body.get("temperature") == 0 or body.get("top_p") == 1:
+                body.pop("top_p", None)
             return [
                 WireRequest(
                     method="POST", path="/v1/chat/completions", json={**body, **seed, **call.extra_body}
                 )
-                for seed in seeds(call, self.name)
+                for seed in _seeds(call)
             ]
         if not isinstance(call.prompt, str):
             raise refuse("prompt", call.prompt, self.name, "the generate endpoint", "TGI takes text only.")
@@ -122,13 +125,13 @@ class TGIDialect(OpenAIDialect):
         best_of = max(n, call.params.best_of or 1)
         limit = server.limits.get("max_best_of", MAX_BEST_OF)
         # TGI takes best_of only when it samples, and not together with a seed.
-        can = sampled and seed is None and best_of <= limit
+        can = sampled and seed is None and best_of <= limit and not call.stream
         if best_of > n and not can:
             raise refuse(
                 "best_of", best_of, self.name, "the generate endpoint",
-                f"TGI wants it to be at most {limit}, with sampling and without a seed.",
+                f"TGI wants it to be at most {limit}, with sampling, without a seed and without a stream.",
             )  # fmt: skip
-        return [{"best_of": best_of}] if best_of > 1 and can and not call.stream else seeds(call, self.name)
+        return [{"best_of": best_of}] if best_of > 1 and can else _seeds(call)
 
     def _parameters(self, call: Call, server: ServerInfo) -> dict[str, Any]:
         wanted = effective(call.params)
@@ -187,9 +190,9 @@ class TGIDialect(OpenAIDialect):
         for choice in answer.choices:
             text, stop = _cut(call, choice.message.content or "")
             choice.finish_reason = _FINISH.get(choice.finish_reason or "", choice.finish_reason)
+            choice.stop_reason = stop
             if stop is not None:
-                choice.message.content = text
-                choice.finish_reason, choice.stop_reason = "stop", stop
+                choice.message.content, choice.finish_reason = text, "stop"
         return answer
 
     def reader(self, call: Call) -> ChunkReader:
@@ -233,6 +236,8 @@ class TGIChatReader(OpenAIReader):
                 if text or choice.delta.content:
                     choice.delta.content = text
                 choice.finish_reason = _FINISH.get(choice.finish_reason or "", choice.finish_reason)
+                if last:
+                    choice.stop_reason = None  # said, unless one is found
                 if stop is not None:
                     choice.finish_reason, choice.stop_reason = "stop", stop
                     self._finished.add(choice.index)
@@ -282,6 +287,11 @@ class TGIReader:
         return cls("The server broke the stream off with an error.", server_message=words.message, body=raw)
 
 
+def _seeds(call: Call) -> list[dict[str, int]]:
+    """See `seeds`; TGI's have no sign."""
+    return [{name: value % 2**64 for name, value in one.items()} for one in seeds(call, "tgi")]
+
+
 def _known_stops(call: Call, server: ServerInfo) -> list[str]:
     """Return as many stop strings as the server takes; `_cut` looks for all of them."""
     return (call.params.stop or [])[: server.limits.get("max_stop_sequences", MAX_STOPS)]
@@ -312,8 +322,8 @@ def _grammar(call: Call, name: str, value: Any) -> dict[str, Any] | None:
     if name == "response_format":
         if value.get("type") == "text":
             return None
-        schema = (value.get("json_schema") or {}).get("schema")
-        if value.get("type") != "json_schema" or schema is None:
+        schema = schema_in(value)
+        if schema is None:
             raise refuse(name, value, "tgi", where, "TGI wants a schema.")
         value = schema
     if not isinstance(value, Mapping) or "properties" not in value:
