@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -19,7 +19,6 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 from .errors import ConstraintNotEnforced, InvalidParameterError, short
-from .params import schema_in
 from .types import ChatChoice, ChatCompletion, Completion, CompletionChoice, ParsedChat
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ def _judged_text(call: Call, choice: ChatChoice | CompletionChoice) -> str | Non
 
 
 def _is_cut(call: Call, choice: ChatChoice | CompletionChoice) -> bool:
-    """Whether `max_tokens` or a stop of the call's ended the text, or may have where the server does not say."""
+    """Whether `max_tokens` or a stop of the call's ended the text, or may have: not every server tells."""
     if choice.finish_reason == "length" or isinstance(choice.stop_reason, str):
         return True
     params = call.params
@@ -199,9 +198,9 @@ def _thinking(choice: ChatChoice | CompletionChoice) -> str | None:
     if isinstance(choice, CompletionChoice) or choice.message.content or not choice.message.reasoning:
         return None
     return (
-        "The server put the whole answer into `reasoning`, and enforces a constraint on the rest: turn thinking "
-        "off with `chat_template_kwargs={'enable_thinking': False}`, or start the server without a reasoning "
-        "parser."
+        "The server put the whole answer into `reasoning`, and obeys the constraint in the rest alone: turn "
+        "thinking off (`chat_template_kwargs={'enable_thinking': False}`), or start the server without a "
+        "reasoning parser."
     )
 
 
@@ -228,6 +227,16 @@ def _hint(constraint: Constraint, server: ServerInfo | None) -> str:
 
 
 # --- schemas -----------------------------------------------------------------------------------------------
+
+
+def schema_in(response_format: Mapping[str, Any]) -> Any:
+    """Return the JSON Schema in a `response_format`, or None.
+
+    OpenAI's "json_schema" holds it one level further down than "json_object" does, where llama.cpp reads one.
+    """
+    loose = response_format.get("type") == "json_object"
+    holder = response_format if loose else response_format.get("json_schema")
+    return holder.get("schema") if isinstance(holder, Mapping) else None
 
 
 def schema_of(model_class: type[BaseModel]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ _TOO_LONG = re.compile(
     r"|`inputs` tokens \+ `max_new_tokens`|`inputs` must have less than|`max_new_tokens` must be <="
     r"|exceed the configured limit of \d+ tokens|cannot be greater than max_model_len"
     r"|longer than the (?:model's )?context length|is too large to process"
-    r"|supports at most [\d,]+ completion tokens",
+    r"|supports at most [\d,]+ completion tokens(?!,)",  # SGLang's; OpenAI's goes on, and is about the answer
     re.IGNORECASE,
 )
 # vLLM's words for a prompt that leaves no room, when nothing said how many tokens are wanted.

@@ -16,8 +16,8 @@ from . import constraints
 from .balancer import Lease
 from .cache import cache_key, dump, is_cacheable, is_complete, load
 from .dialects import get_dialect
-from .errors import InvalidResponseError, MyLLMError
-from .job import Flow, Job
+from .errors import ConstraintNotEnforced, InvalidResponseError, MyLLMError
+from .job import Done, Flow, Job
 from .params import Parameters
 from .reading import located, model_list
 from .route import Route
@@ -45,7 +45,7 @@ def answer_flow(route: Route, call: Call) -> Flow[Any]:
         with located(done.endpoint, job.request_id, job.secrets):
             answer = done.dialect.answer(done.call, done.replies)
             if isinstance(answer, ChatCompletion | Completion):
-                constraints.check(done.call, answer, done.server)
+                _check(done, answer)
         answer._endpoint = done.endpoint
         answer._request_id = last.headers.get("x-request-id") or job.request_id
         if key is not None and is_complete(answer):
@@ -148,6 +148,15 @@ def server_flow(route: Route, timeout: Timeout) -> Flow[dict[str, ServerInfo | M
     return found
 
 
+def _check(done: Done, answer: ChatCompletion | Completion) -> None:
+    """Check an answer against its constraint."""
+    try:
+        constraints.check(done.call, answer, done.server)
+    except ConstraintNotEnforced:
+        done.lease.server.info = None  # another version by now, perhaps, which spells constraints otherwise
+        raise
+
+
 def _key(job: Job) -> Flow[str | None]:
     """Return the key under which the cache has, or will have, the call's answer; None: it may not."""
     cache = job.route.cache
@@ -176,6 +185,8 @@ def _ended(job: Job, lease: Lease | None = None) -> Callable[[Answer | None, Bas
     def ended(answer: Answer | None, error: BaseException | None) -> None:
         if lease is not None and isinstance(error, MyLLMError):
             job.account(lease, error)
+            if isinstance(error, ConstraintNotEnforced):
+                lease.server.info = None  # see `_check`
         elif lease is not None:
             lease.released() if answer is None else lease.succeeded()
         job.watch.end(answer=answer, error=error)

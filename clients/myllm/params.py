@@ -134,7 +134,7 @@ class Parameters(BaseModel):
             raise InvalidParameterError(
                 f"`response_format`: `json_schema` must be a mapping with the schema in it: {short(form)}.",
                 param="response_format",
-                hint="{'type': 'json_schema', 'json_schema': {'name': …, 'schema': {…}}}, or `json_schema=…`.",
+                hint="{'type': 'json_schema', 'json_schema': {'name': …, 'schema': …}}, or `json_schema=…`.",
             )
         return value
 
@@ -199,17 +199,6 @@ CONSTRAINTS = ("json_schema", "regex", "choice", "grammar")
 """What the answer must look like, in our one spelling; the dialect writes the server's."""
 SHAPES = frozenset({*CONSTRAINTS, "response_format"})
 """The parameters of which a call has one at most."""
-
-
-def schema_in(response_format: Mapping[str, Any]) -> Any:
-    """Return the JSON Schema in a `response_format`, or None.
-
-    OpenAI's "json_schema" holds it one level further down than "json_object" does, where llama.cpp reads one.
-    """
-    loose = response_format.get("type") == "json_object"
-    holder = response_format if loose else response_format.get("json_schema")
-    return holder.get("schema") if isinstance(holder, Mapping) else None
-
 
 _HABITS = {
     "stream": "Use `stream_chat` or `stream_complete`.",

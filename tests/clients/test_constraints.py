@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
+from dataclasses import replace
 
 import pytest
 from pydantic import BaseModel, Field, field_validator
@@ -70,6 +72,9 @@ def call(kind: str = "chat", extra_body: dict | None = None, prompt: str | None 
         ({"regex": "^yes|no$"}, "yes", "yesno", "does not match"),
         ({"choice": ["yes", "no"]}, "no", " no", "none of ['yes', 'no']"),
         ({"response_format": {"type": "json_object"}}, '{"a": 1}', "[1]", "no JSON object"),
+        ({"response_format": {"type": "json_object", "schema": PERSON}}, '{"name": "a", "age": 1}', '{"b": 1}', "required"),
+        ({"regex": "a.{3}"}, "a\n\nb", "ab", "does not match"),  # xgrammar's dot is any character
+        ({"regex": "(.|~){3}"}, "\n😀\ud83d", "abcd", "does not match"),  # half a pair is a character, too
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "p", "schema": PERSON}}}, '{"name": "a", "age": 1}', "{}", "required"),
     ],
 )  # fmt: skip
@@ -125,6 +130,81 @@ def test_each_choice_is_judged():
 )  # fmt: skip
 def test_what_cannot_be_judged_is_let_through(wanted, answer):
     check(wanted, answer, VLLM)
+
+
+def test_a_pattern_that_would_hang_python_is_judged_at_once():
+    begun = time.monotonic()
+    check(call(regex="(a+)+b"), chat("a" * 5000 + "b"))
+    for regex in ("(a+)+b", "(a|a)*b", "(a*)*b"):
+        with pytest.raises(ConstraintNotEnforced):
+            check(call(regex=regex), chat("a" * 5000 + "!"))
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"stop_reason": 1228},  # as vLLM says which token it was
+        {"stop_reason": "}"},
+        {},  # nobody said why
+    ],
+)
+def test_what_a_stop_cut_off_must_have_begun_right(choice):
+    wanted = call("completion", prompt="p", json_schema=PERSON, stop="}", stop_token_ids=[1228])
+    check(wanted, completion('{"name": "A"', **choice))
+    with pytest.raises(ConstraintNotEnforced, match="does not begin like JSON"):
+        check(wanted, completion("Sure thing", **choice))
+    with pytest.raises(ConstraintNotEnforced, match="not JSON"):
+        check(wanted, completion('{"name": "A"', stop_reason=7))
+
+
+@pytest.mark.parametrize("told", [{"stop_reason": None}, {}])
+def test_a_stream_with_stop_strings_is_judged_like_the_whole(wire, told):
+    events = [
+        {"index": 0, "delta": {"content": "ab"}, "finish_reason": None, "stop_reason": None},
+        {"index": 0, "delta": {}, "finish_reason": "stop", **told},
+    ]
+    wire.streams(*(f"data: {json.dumps({'choices': [event]})}\n\n" for event in events), "data: [DONE]\n\n")
+    with myllm.Client(wire.url, dialect="sglang", model="m") as client:
+        if told:
+            with pytest.raises(ConstraintNotEnforced):
+                client.stream_chat("x", choice=["abc"], stop=["c"]).final()
+        else:
+            assert client.stream_chat("x", choice=["abc"], stop=["c"]).final().text == "ab"
+
+
+def test_a_beginning_that_the_server_repeats_is_no_part_of_the_answer():
+    begun = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "Answer: "}]
+    wanted = replace(call(choice=["yes", "no"]), messages=begun)
+    for text in ("no", "Answer: no"):
+        check(wanted, chat(text))
+    with pytest.raises(ConstraintNotEnforced) as caught:
+        check(wanted, chat("Answer: never"))
+    assert caught.value.text == "never"
+
+
+def test_an_answer_that_is_all_reasoning_gets_the_hint_for_it():
+    with pytest.raises(ConstraintNotEnforced, match="enable_thinking"):
+        check(call(choice=["a"]), chat(None, reasoning="hm"), VLLM)
+
+
+def test_a_server_that_ignored_a_constraint_is_asked_anew_what_it_is(wire):
+    versions = ["0.11.0", "0.12.0"]
+
+    def handler(seen, reply):
+        if seen.path == "/v1/models":
+            reply.json({"data": [{"id": "m", "owned_by": "vllm"}]})
+        elif seen.path == "/version":
+            reply.json({"version": versions.pop(0)})
+        else:
+            text = "a" if "structured_outputs" in seen.body else "unconstrained"
+            reply.json({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})
+
+    wire.handler = handler
+    with myllm.Client(wire.url, model="m") as client:
+        with pytest.raises(ConstraintNotEnforced):
+            client.chat("x", choice=["a"])
+        assert client.chat("x", choice=["a"]).text == "a"
 
 
 def test_a_stop_string_that_ended_nothing_is_no_excuse():

@@ -137,6 +137,26 @@ def test_ollama_without_a_library_model(models):
     assert (info.dialect, info.version) == ("ollama", (0, 9, 0))
 
 
+def test_a_gateway_to_models_of_an_organisation_is_no_ollama():
+    models = {"data": [{"id": "meta-llama/Llama-3", "object": "model", "owned_by": "meta-llama"}]}
+    info, _ = run({"/v1/models": models, "/api/version": {"version": "0.5.2"}})
+    assert info.dialect == "openai"
+
+
+@pytest.mark.parametrize("version", ["0.1.dev11000+gdeadbeef", "0.1.dev1", "0.0.0.dev7", "dev"])
+def test_a_vllm_built_without_tags_has_no_version(version):
+    models = {"data": [{"id": "m", "object": "model", "owned_by": "vllm"}]}
+    info, _ = run({"/v1/models": models, "/version": {"version": version}})
+    assert (info.dialect, info.product, info.version) == ("vllm", f"vLLM {version}", None)
+    info, _ = run({"/v1/models": models, "/version": {"version": "0.11.1.dev3+g1"}})
+    assert info.version == (0, 11, 1)
+
+
+def test_an_owner_may_be_null():
+    info, _ = run({"/v1/models": {"data": [{"id": "m", "owned_by": None}]}})
+    assert info.dialect == "openai"
+
+
 def test_embeddings_only_server_of_the_same_house():
     info, _ = run({"/info": {"model_id": "bge", "model_type": {"embedding": {}}, "version": "1.8.0"}})
     assert (info.dialect, info.product) == ("openai", "text-embeddings-inference 1.8.0")

@@ -88,6 +88,7 @@ def test_llama_cpp_python_s_words(start):
         ("llama-cpp-python", "chat", {"chat_template_kwargs": {"a": 1}}),
         ("llama-cpp-python", "completion", {"json_schema": SCHEMA}),
         ("llama-cpp-python", "completion", {"repeat_last_n": 32}),
+        ("llama-cpp-python", "completion", {"echo": True, "logprobs": 1}),  # shifted by one
     ],
 )
 def test_what_they_ignore_is_refused(start, server, kind, given):

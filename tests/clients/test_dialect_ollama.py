@@ -209,11 +209,21 @@ def test_messages_go_in_its_own_shape():
          InvalidParameterError),
         ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]},
          InvalidParameterError),
+        ({"role": "assistant", "tool_calls": [{"id": "1"}]}, InvalidParameterError),
+        ({"role": "assistant", "tool_calls": ["f"]}, InvalidParameterError),
+        ({"role": "user", "content": ["text"]}, InvalidParameterError),
+        ({"role": "user", "content": [{"type": "text"}]}, InvalidParameterError),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, InvalidParameterError),
     ],
 )  # fmt: skip
 def test_messages_it_has_no_place_for(message, error):
     with pytest.raises(error):
         native_messages([message])
+
+
+def test_one_of_several_users_is_named_in_the_text():
+    (message,) = native_messages([{"role": "user", "name": "Ann", "content": "Hi"}])
+    assert message == {"role": "user", "content": "Ann: Hi"}
 
 
 def test_a_stream_is_read_line_by_line(start):

@@ -480,3 +480,54 @@ def test_tgi_stream_ends_with_its_last_token(wire):
     with Client(wire.url, dialect="tgi") as client, client.stream_complete("p") as stream:
         assert stream.final().text == "Hi"
     assert time.monotonic() - start < 1.5
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+def test_tgi_at_temperature_0_gets_nothing_that_makes_it_sample(kind):
+    (body,) = sent("tgi", kind, temperature=0, top_p=0.9)
+    said = body if kind == "chat" else body["parameters"]
+    assert "top_p" not in said
+    assert said.get("temperature", 0) == 0
+    (body,) = sent("tgi", kind, temperature=0.5, top_p=1)
+    assert "top_p" not in (body if kind == "chat" else body["parameters"])
+    (body,) = sent("tgi", kind, temperature=0.5, top_p=0.9)
+    assert (body if kind == "chat" else body["parameters"])["top_p"] == 0.9
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+def test_tgi_s_seeds_have_no_sign(kind):
+    bodies = sent("tgi", kind, seed=-1, n=2)
+    seeds = [body["seed"] if kind == "chat" else body["parameters"]["seed"] for body in bodies]
+    assert seeds == [2**64 - 1, 0]
+
+
+def test_tgi_draws_no_best_of_for_a_stream():
+    with pytest.raises(UnsupportedFeatureError, match="`best_of=2`"):
+        sent("tgi", "completion", stream=True, best_of=2, temperature=0.5)
+
+
+def test_tgi_chat_says_that_no_stop_string_was_it(wire):
+    message = {"role": "assistant", "content": "Sure thing"}
+    wire.answers({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+    with Client(wire.url, dialect="tgi") as client:
+        assert "stop_reason" in client.chat("p", stop=["x"]).choices[0].model_fields_set
+
+
+@pytest.mark.parametrize("dialect", ["openai", "vllm", "sglang"])
+def test_a_schema_of_a_json_object_goes_where_it_is_read(dialect):
+    (body,) = sent(dialect, response_format={"type": "json_object", "schema": SCHEMA})
+    assert body["response_format"] == OPENAI_FORMAT
+    (body,) = sent(dialect, response_format={"type": "json_object"})
+    assert body["response_format"] == {"type": "json_object"}
+
+
+def test_no_tools_are_used_in_no_way():
+    (body,) = sent("vllm", tools=[], tool_choice="auto", parallel_tool_calls=True, user="auto")
+    assert body.keys() == {"model", "messages", "user"}
+
+
+def test_a_huge_value_is_cut_in_the_refusal():
+    call = Call(kind="completion", model="m", params=build({}), prompt=[7] * 50_000)
+    with pytest.raises(UnsupportedFeatureError, match="text only") as caught:
+        get_dialect("ollama").requests(call, ServerInfo(dialect="ollama"))
+    assert len(str(caught.value)) < 500

@@ -157,11 +157,17 @@ def test_names_are_never_lost():
 
 
 def test_what_cannot_be_merged_is_told():
-    messages = [{"role": "assistant", "content": "a", "reasoning": text} for text in ("one", "two")]
-    with pytest.raises(InvalidParameterError, match="`reasoning`: 'one' and 'two'"):
+    messages = [{"role": "assistant", "content": "a", "prefix": mark} for mark in ("one", "two")]
+    with pytest.raises(InvalidParameterError, match="`prefix`: 'one' and 'two'"):
         apply("alternate", [*said("u"), *messages])
-    messages[1].pop("reasoning")
-    assert apply("alternate", [*said("u"), *messages])[1]["reasoning"] == "one"
+    messages[1]["prefix"] = None  # no value
+    assert apply("alternate", [*said("u"), *messages])[1]["prefix"] == "one"
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_thoughts_are_joined_like_texts(name):
+    messages = [{"role": "assistant", "content": "a", name: text} for text in ("one", None, "two")]
+    assert apply("alternate", [*said("u"), *messages])[1][name] == "one\n\ntwo"
 
 
 # --- checked -----------------------------------------------------------------------------------------------

@@ -102,6 +102,9 @@ def test_a_bad_value_is_named(name, value):
         ({"guided_choice": ["a"]}, {"choice": ["a"]}),
         ({"guided_json": {"type": "object"}}, {"json_schema": {"type": "object"}}),
         ({"top_n_tokens": 2}, {"logprobs": 2}),
+        ({"max_tokens": 5, "max_new_tokens": None}, {"max_tokens": 5}),  # frameworks pass None for "not set"
+        ({"max_tokens": None, "max_new_tokens": 5}, {"max_tokens": 5}),
+        ({"max_new_tokens": None, "num_predict": 5}, {"max_tokens": 5}),
     ],
 )
 def test_what_other_libraries_write_is_understood(given, values):
@@ -156,6 +159,23 @@ def test_schemas_cost_nothing_where_there_are_none():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"do_sample": "False"}, "`do_sample='False'` must be True or False"),
+        ({"do_sample": 0}, "`do_sample=0` must be"),
+        ({"logit_bias": {5: 1, "5": 2}}, "a token twice"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": "{}"}},
+            "`json_schema` must be a mapping",
+        ),
+    ],
+)
+def test_what_a_server_would_be_blamed_for_is_refused_here(given, words):
+    with pytest.raises(InvalidParameterError, match=words):
+        build(given)
+
+
 def test_two_names_of_one_parameter_may_agree_but_not_contradict():
     assert build({"max_tokens": 5, "max_completion_tokens": 5}).max_tokens == 5
     with pytest.raises(InvalidParameterError, match="`max_tokens=5` and `max_new_tokens=6`"):
@@ -167,6 +187,8 @@ def test_two_names_of_one_parameter_may_agree_but_not_contradict():
     [
         ({"do_sample": False}, 0.0),
         ({"do_sample": True}, 1.0),
+        ({"do_sample": True, "temperature": None}, 1.0),
+        ({"do_sample": None}, 0.7),
         ({"do_sample": True, "temperature": 0.3}, 0.3),
         ({"do_sample": False, "temperature": 0}, 0.0),
     ],

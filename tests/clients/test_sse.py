@@ -18,6 +18,13 @@ def test_events_comments_and_both_line_ends():
     assert decode(body) == [b"one", b"two", b"three"]
 
 
+def test_a_lone_carriage_return_ends_a_line_too():
+    body = b"data: a\r\rdata: b\rdata: c\r\r"
+    assert decode(body) == [b"a", b"b\nc"]
+    assert decode(*(bytes([byte]) for byte in body)) == [b"a", b"b\nc"]
+    assert decode(b"data: a\r", b"\ndata: b\r", b"", b"\n\r", b"\ndata: c\r\n\r\n") == [b"a\nb", b"c"]
+
+
 def test_several_data_lines_are_one_event():
     assert decode(b"data: a\ndata: b\n\n") == [b"a\nb"]
 

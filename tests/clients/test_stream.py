@@ -106,6 +106,33 @@ def test_a_stream_may_end_without_done_when_every_choice_has_finished(wire):
         assert stream.final().text == "a"
 
 
+@pytest.mark.parametrize("end", ["ends", "breaks"])
+def test_a_stream_of_two_answers_that_lost_one_is_incomplete(wire, end):
+    def handler(seen, reply):
+        reply.start_stream()
+        reply.piece(chunk({"content": "a"}, "stop"))
+        reply.end_stream() if end == "ends" else reply.hang_up()
+
+    wire.handler = handler
+    with Client(wire.url, dialect="vllm", model="m") as client, client.stream_chat("x", n=2) as stream:
+        with pytest.raises(myllm.IncompleteStreamError) as caught:
+            stream.final()
+    assert caught.value.partial.text == "a"
+
+
+def test_a_stream_without_any_answer_is_a_bad_one(wire):
+    wire.streams(DONE)
+    with Client(wire.url, dialect="vllm", model="m") as client, client.stream_chat("x") as stream:
+        with pytest.raises(myllm.InvalidResponseError, match="without an answer"):
+            stream.final()
+
+
+def test_a_byte_order_mark_costs_no_chunk(wire):
+    wire.streams(b"\xef\xbb\xbf" + "".join(WHOLE).encode())
+    with Client(wire.url, dialect="vllm", model="m") as client, client.stream_chat("x") as stream:
+        assert len(list(stream)) == 4
+
+
 def test_a_stream_that_just_ends_is_incomplete(wire):
     wire.streams(chunk({"content": "half an ans"}))
     with Client(wire.url, dialect="vllm", model="m") as client, client.stream_chat("x") as stream:
@@ -135,6 +162,12 @@ def test_a_broken_connection_is_an_incomplete_stream_and_is_not_retried(wire):
         ({"error": {"message": "boom", "code": 500}}, myllm.ServerError),
         ({"error": {"message": "too long", "http_status_code": 422}}, myllm.ValidationError),
         ({"error": "boom"}, myllm.ServerError),
+        (
+            {"object": "error", "message": "boom", "type": "InternalServerError", "code": 500},
+            myllm.ServerError,
+        ),
+        ({"object": "error", "message": "boom", "code": 400}, myllm.BadRequestError),
+        ({"message": "boom"}, myllm.ServerError),
     ],
 )
 def test_an_error_inside_a_stream_is_raised_with_what_had_come(wire, event, error):

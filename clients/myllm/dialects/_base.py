@@ -144,7 +144,8 @@ def is_neutral(name: str, value: Any) -> bool:
 def refuse(name: str, value: Any, dialect: str, where: str, instead: str = "") -> UnsupportedFeatureError:
     """Return the error for a parameter that the server has no word for."""
     return UnsupportedFeatureError(
-        f"`{name}={short(value)}`: {where} of {dialect!r} servers has no such parameter, so nothing was sent.",
+        f"`{name}={short(value)}`: {where} of {dialect!r} servers has no such parameter, so nothing was "
+        "sent.",
         hint=instead or "Leave it out, or send the server's own field with `extra_body={…}`.",
     )
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from ..params import schema_in
+from ..constraints import schema_in
 from ..types import Answer, ChatChunk, ChatCompletion, Completion, CompletionChunk, Logprobs
 from ..wire import Call, Reply, ServerInfo, WireRequest
 from ._base import ChunkReader, _Done, is_neutral, load_json, refuse

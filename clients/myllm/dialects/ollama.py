@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from ..constraints import schema_in
 from ..errors import InvalidParameterError, InvalidResponseError, ServerError, UnsupportedFeatureError, short
 from ..messages import named
-from ..params import schema_in
 from ..types import (
     ChatChoice,
     ChatChunk,

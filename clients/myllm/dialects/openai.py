@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError as PydanticValidationError
 
+from ..constraints import schema_in
 from ..errors import APIStatusError, InvalidResponseError, ServerError, error_class_for_status, short
-from ..params import SHAPES, schema_in
+from ..params import SHAPES
 from ..types import Answer, ChatChunk, ChatCompletion, Completion, CompletionChunk, Embeddings, Model
 from ..wire import Call, Reply, ServerInfo, WireRequest
 from ._base import DONE, ChunkReader, ServerWords, _Done, is_neutral, load_json, refuse
@@ -25,8 +26,11 @@ _COMMON = frozenset(
 )  # fmt: skip
 _CHAT_ONLY = frozenset({"tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"})
 _HOW_TO_USE_TOOLS = (
-    ("tool_choice", "auto"), ("tool_choice", "none"), ("parallel_tool_calls", True), ("parallel_tool_calls", False)
-)  # fmt: skip
+    ("tool_choice", "auto"),
+    ("tool_choice", "none"),
+    ("parallel_tool_calls", True),
+    ("parallel_tool_calls", False),
+)
 _COMPLETION_ONLY = frozenset({"echo", "suffix", "best_of"})
 
 

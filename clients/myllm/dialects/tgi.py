@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..constraints import schema_in
 from ..errors import APIStatusError, InvalidResponseError, ServerError, error_class_for_status, short
-from ..params import CONSTRAINTS, schema_in
+from ..params import CONSTRAINTS
 from ..types import (
     ChatChunk,
     ChatCompletion,
