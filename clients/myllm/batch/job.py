@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -19,7 +20,11 @@ from .request import AsyncCaller, read
 from .run import windowed
 
 _SYNC_EVERY = 2.0  # seconds; what a power cut may cost
-_OUTAGE_STATUSES = frozenset({429, 502, 503, 504})
+_BUSY_STATUSES = frozenset({429, 503})
+"""A server is there, and has no room now: it is waited for, for as long as it takes."""
+_OUTAGE_STATUSES = frozenset({502, 504})
+"""Something is there, but not the server."""
+_PATIENCE = 60.0  # seconds
 _OTHERS = 3
 _LONGEST_PAUSE = 5.0  # seconds
 _NOTICE_EVERY = 30.0  # seconds
@@ -149,8 +154,8 @@ class Job:
     """One run over the lines of a plan.
 
     Attributes:
-        wait: seconds to bear servers that cannot be reached; None is a minute once they have answered, and
-            no time before.
+        wait: seconds to bear servers that cannot be reached; None is a minute once they have answered, if
+            only that they are busy, and no time before.
         notice: told what a user should know at once.
     """
 
@@ -167,7 +172,12 @@ class Job:
     report: Report
     tally: Tally = field(default_factory=Tally)
     stopping: bool = False
+    _finished: dict[int, tuple[InputLine, Answer | Exception]] = field(default_factory=dict)
+    _drawn: bool = False
+    _turned_away: dict[int, float] = field(default_factory=dict)  # each line in flight: when last
+    _found: bool = False
     _reached: int = 0
+    _reached_at: float = 0.0
     _down_since: float | None = None
     _next_notice: float = 0.0
 
@@ -181,12 +191,17 @@ class Job:
         """
         synced = time.monotonic()
         results = windowed(self._lines(), self._result, concurrency=self.concurrency, ordered=self.ordered)
-        async with aclosing(results):
-            async for line, answer in results:
-                self._write(line, answer)
-                if time.monotonic() - synced > _SYNC_EVERY:
-                    await asyncio.to_thread(self._sync)
-                    synced = time.monotonic()
+        try:
+            async with aclosing(results):
+                async for number in results:
+                    self._write(number)
+                    if time.monotonic() - synced > _SYNC_EVERY:
+                        await asyncio.to_thread(self._sync)
+                        synced = time.monotonic()
+        finally:
+            # What the end of the run overtook was answered, and maybe paid for, all the same.
+            for number in sorted(self._finished):
+                self._write(number)
 
     def _sync(self) -> None:
         self.out.sync()
@@ -199,49 +214,57 @@ class Job:
             offset, number = self.plan.todo[2 * place : 2 * place + 2]
             self.source.seek(offset)
             yield read_line(self.source.readline(), number, self.model)
+        self._drawn = True
 
-    async def _result(self, index: int, line: InputLine) -> tuple[InputLine, Answer | Exception | None]:
-        if self.stopping:
-            return line, None  # drawn, but not begun
+    async def _result(self, index: int, line: InputLine) -> int:
+        """Put what becomes of a line, unless it is left, into `_finished`; return its number."""
         try:
             if line.error is not None:
                 raise line.error
             request = read(line.content)
-            return line, await self._patiently(lambda: request.send(self.client))
+            answer = await self._patiently(line.number, lambda: request.send(self.client))
+            if answer is not None:
+                self._finished[line.number] = line, answer
         except ServerUnreachable:
             raise
         except Exception as exc:  # it is written down, and the other lines go on
             if isinstance(exc, AuthenticationError) and exc.status == 401:
                 raise  # it would be the same for every line
-            return line, exc
+            self._finished[line.number] = line, exc
+        return line.number
 
-    async def _patiently(self, send: Callable[[], Any]) -> Answer:
-        """Make a call, again and again while it is the servers and not the request that fail."""
+    async def _patiently(self, number: int, send: Callable[[], Any]) -> Answer | None:
+        """Make a call, again and again while it is the servers and not the request that fail.
+
+        Returns None when the run is stopped before the call, or between two tries of it.
+        """
         others = 0
         reached: int | None = None
         pause = 0.25
-        while True:
-            try:
-                answer: Answer = await send()
-            except MyLLMError as exc:
-                if not _is_outage(exc):
-                    if isinstance(exc, APIStatusError | InvalidResponseError):
-                        self._note_reached()
-                    raise
-                # Between two failures of this request others got through: it may be the one to blame.
-                others += reached is not None and self._reached > reached
-                reached = self._reached
-                if others >= _OTHERS:
-                    raise
-                if self._too_long(exc):
-                    if others and await self._alive():
+        self._turned_away[number] = -math.inf
+        try:
+            while not self.stopping:
+                try:
+                    answer: Answer = await send()
+                except MyLLMError as exc:
+                    if not (_is_busy(exc) or _is_outage(exc)):
+                        if isinstance(exc, APIStatusError | InvalidResponseError):
+                            self._note_reached()
                         raise
-                    raise ServerUnreachable(str(exc), endpoint=exc.endpoint) from exc
+                    # Between two failures of this request others got through: it may be the one to blame.
+                    others += reached is not None and self._reached > reached
+                    reached = self._reached
+                    self._turned_away[number] = time.monotonic()
+                    if await (self._bear_busy if _is_busy(exc) else self._bear_outage)(exc, others):
+                        raise
+                else:
+                    self._note_reached()
+                    return answer
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
-            else:
-                self._note_reached()
-                return answer
+            return None
+        finally:
+            del self._turned_away[number]
 
     async def _alive(self) -> bool:
         """Whether a server answers at all."""
@@ -253,22 +276,60 @@ class Job:
 
     def _note_reached(self) -> None:
         self._reached += 1
+        self._reached_at = time.monotonic()
+        self._found = True
         self._down_since = None
 
-    def _too_long(self, exc: MyLLMError) -> bool:
-        """Note an outage; whether it has lasted long enough to give up."""
+    async def _bear_busy(self, exc: MyLLMError, others: int) -> bool:
+        """Note that a server has no room for a line; whether that line will never get any.
+
+        It is so when nothing but such lines is left, none of them gets through for long, and the servers are
+        well: "too many tokens for your plan", for example.
+        """
         now = time.monotonic()
-        patience = self.wait if self.wait is not None else 60.0 if self._reached else 0.0
+        self._found = True
+        self._down_since = None
+        self._say_now_and_then(f"{exc} Trying again until there is room.")
+        patience = _PATIENCE if self.wait is None else self.wait
+        # A line that was not turned away of late has the room that this one wants.
+        if not others or not self._drawn or self._hope(now - _PATIENCE) or now - self._reached_at < patience:
+            return False
+        return await self._alive()
+
+    async def _bear_outage(self, exc: MyLLMError, others: int) -> bool:
+        """Note that a server cannot be reached; whether it is the line that brings it down.
+
+        Raises:
+            ServerUnreachable: for all lines in flight, and for too long.
+        """
+        now = time.monotonic()
+        patience = self.wait if self.wait is not None else _PATIENCE if self._found else 0.0
         if self._down_since is None:
             self._down_since = now
-            if patience and now >= self._next_notice:
-                self._next_notice = now + _NOTICE_EVERY
-                self.notice(f"{exc} Trying again for {patience:g} s.")
-        return self.stopping or now - self._down_since >= patience
+            if patience:
+                self._say_now_and_then(f"{exc} Trying again for {patience:g} s.")
+        if others >= _OTHERS:
+            return True
+        if self._hope() or now - self._down_since < patience:
+            return False
+        if others and await self._alive():
+            return True
+        raise ServerUnreachable(str(exc), endpoint=exc.endpoint) from exc
 
-    def _write(self, line: InputLine, result: Answer | Exception | None) -> None:
-        if result is None:
-            return
+    def _hope(self, lately: float = 0.0) -> bool:
+        """Whether a line in flight was not turned away since the last answer, or not `lately`."""
+        return min(self._turned_away.values()) < max(self._reached_at, lately)
+
+    def _say_now_and_then(self, words: str) -> None:
+        now = time.monotonic()
+        if now >= self._next_notice:
+            self._next_notice = now + _NOTICE_EVERY
+            self.notice(words)
+
+    def _write(self, number: int) -> None:
+        if number not in self._finished:
+            return  # it is left
+        line, result = self._finished.pop(number)
         if isinstance(result, Exception):
             self.errors.append(failure(line, result))
             self.tally.failed += 1
@@ -283,6 +344,10 @@ class Job:
                 self.tally.prompt_tokens += result.usage.prompt_tokens
                 self.tally.completion_tokens += result.usage.completion_tokens
         self.report(isinstance(result, Exception))
+
+
+def _is_busy(exc: MyLLMError) -> bool:
+    return isinstance(exc, APIStatusError) and exc.status in _BUSY_STATUSES
 
 
 def _is_outage(exc: MyLLMError) -> bool:

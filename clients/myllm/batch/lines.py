@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import APIStatusError, InvalidParameterError, MyLLMError
-from ..types import Answer
+from ..types import Answer, ChatChoice, ChatCompletion, Completion, CompletionChoice
 
 PREFIX = b'{"id": "batch_req_'
 """How every line that `success` or `failure` makes begins, once it is written."""
@@ -44,6 +44,8 @@ def read_line(line: bytes, number: int, model: str | None) -> InputLine:
         return _bad(line, number, f"is not UTF-8 text: {exc.reason} at byte {exc.start + 1}")
     except json.JSONDecodeError as exc:
         return _bad(line, number, f"is not JSON: {exc.msg} at column {exc.colno}")
+    except ValueError:  # what is left of them: Python reads no integer of thousands of digits
+        return _bad(line, number, "is not JSON that can be read: a number has too many digits")
     except RecursionError:
         return _bad(line, number, "is not JSON that can be read: it is nested too deeply")
     if not isinstance(content, dict):
@@ -74,11 +76,33 @@ def _digest(*parts: bytes) -> str:
 
 def success(line: InputLine, answer: Answer) -> dict[str, Any]:
     """Return the output line for an answer."""
-    raw = answer.raw
-    # A server of another API has answered in its own shape; the file's readers expect OpenAI's.
-    body = raw if isinstance(raw, dict) and "object" in raw else answer.model_dump(exclude_none=True)
-    response = {"status_code": 200, "request_id": answer.request_id, "body": body}
+    response = {"status_code": 200, "request_id": answer.request_id, "body": _body(answer)}
     return {"id": line.id, "custom_id": line.custom_id, "response": response, "error": None}
+
+
+def _body(answer: Answer) -> dict[str, Any]:
+    """Return an answer as the server wrote it, where that is OpenAI's form, with what we put right in it."""
+    raw = answer.raw
+    if not isinstance(raw, dict) or "object" not in raw:
+        return answer.model_dump(exclude_none=True)
+    if not isinstance(answer, ChatCompletion | Completion):
+        return raw
+    return {**raw, "choices": list(map(_choice, raw["choices"], answer.choices))}
+
+
+def _choice(given: dict[str, Any], choice: ChatChoice | CompletionChoice) -> dict[str, Any]:
+    """Return a choice with the text cut at its stop string, the reason for its end by OpenAI's name, …"""
+    mended = {**given, "finish_reason": choice.finish_reason}
+    if choice.stop_reason is not None:
+        mended["stop_reason"] = choice.stop_reason
+    if isinstance(choice, ChatChoice):
+        mended["message"] = {**(given.get("message") or {}), "content": choice.message.content}
+    else:
+        mended["text"] = choice.text
+    # The completion endpoint's older form of them, parallel lists, is left as it is.
+    if choice.logprobs is not None and "content" in given["logprobs"]:
+        mended["logprobs"] = choice.logprobs.model_dump(exclude_none=True)
+    return mended
 
 
 def failure(line: InputLine, error: Exception) -> dict[str, Any]:

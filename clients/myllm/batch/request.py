@@ -25,6 +25,18 @@ URLS: dict[str, tuple[Kind, str]] = {
 _KINDS: dict[str, Kind] = {subject: kind for kind, subject in URLS.values()}
 _LINE_FIELDS = ("custom_id", "method", "url", "body")
 _CALL_OPTIONS = frozenset(RequestOptions.__annotations__)
+_WIRE_FIELDS = frozenset(
+    {"audio", "encoding_format", "function_call", "functions", "metadata", "modalities", "prediction",
+     "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store", "verbosity",
+     "web_search_options",
+     "cache_salt", "embed_dtype", "guided_decoding_backend", "guided_whitespace_pattern", "include_reasoning",
+     "kv_transfer_params", "mm_processor_kwargs", "normalize", "request_id", "return_token_ids",
+     "return_tokens_as_token_ids", "structured_outputs", "thinking_token_budget", "vllm_xargs"}
+)  # fmt: skip
+"""Fields of a line's body that no parameter stands for, and that are sent as they are.
+
+OpenAI's (https://platform.openai.com/docs/api-reference), then vLLM's (`vllm/entrypoints/openai`).
+"""
 
 
 Call = Callable[..., Awaitable[Answer]]
@@ -164,7 +176,24 @@ def _read_line(line: Mapping[str, Any], shared: Mapping[str, Any]) -> Request:
         )
     # In OpenAI's API a null is a field that is not there.
     own = {name: value for name, value in own.items() if value is not None}
-    return Request(kind=kind, subject=body[subject], options=_merged(kind, shared, own))
+    if wire := {name: own.pop(name) for name in _WIRE_FIELDS.intersection(own)}:
+        own["extra_body"] = {**(own.get("extra_body") or shared.get("extra_body") or {}), **wire}
+    return Request(
+        kind=kind, subject=_one_prompt(kind, body[subject]), options=_merged(kind, shared, own)
+    )
+
+
+def _one_prompt(kind: Kind, subject: Any) -> Any:
+    """Return the prompt in a list of one, as OpenAI's API allows it; anything else as it is."""
+    if kind != "completion" or not isinstance(subject, list):
+        return subject
+    if not subject or not isinstance(subject[0], str | list):
+        return subject  # token ids
+    if len(subject) > 1:
+        raise InvalidParameterError(
+            f"`prompt` is a list of {len(subject)} prompts: give each a line of its own.", param="prompt"
+        )
+    return subject[0]
 
 
 def _merged(kind: Kind, shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,9 @@ def run_batch(
     ordered: Annotated[
         bool,
         typer.Option(
-            "--ordered", help="Write in the order of the input, not of the answers.", rich_help_panel=_FILES
+            "--ordered",
+            help="Write in the order of the input, not of the answers; a run that ends early writes all it has.",
+            rich_help_panel=_FILES,
         ),
     ] = False,
     url: Urls = None,
@@ -113,7 +115,8 @@ def run_batch(
         float | None,
         typer.Option(
             min=0,
-            help="Seconds to bear servers that cannot be reached. Default: 60, but 0 until one has answered.",
+            help="Seconds to bear servers that cannot be reached (one that is busy can be). Default: 60, but 0 "
+            "until one has answered.",
             rich_help_panel=_SERVER,
         ),
     ] = None,
