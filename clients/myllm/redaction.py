@@ -1,4 +1,4 @@
-"""Secrets: what they are in a request, and how they are kept out of errors.
+"""Secrets: what they are in a request, and how they are kept out of errors (and, by `tape.py`, of files).
 
 Some servers repeat what they were sent: "Incorrect API key: …". What is quoted of an answer is therefore
 parsed first, and only the texts in it are gone through: an escape cannot hide a secret then, and a key that
@@ -100,21 +100,20 @@ def _spellings(secrets: tuple[str, ...]) -> re.Pattern[str]:
     """Return a pattern of the secrets as they may stand in text that is no JSON, or cut off from it."""
     longest_first = sorted(set(secrets), key=len, reverse=True)
     words = [
-        pattern if len(secret) >= _SHORT else rf"(?<!\w){pattern}(?!\w)"
+        spelled(secret) if len(secret) >= _SHORT else rf"(?<!\w){spelled(secret)}(?!\w)"
         for secret in longest_first
-        for pattern in ("".join(map(_character, secret)),)
     ]
     # What is quoted is cut at a length, perhaps in the middle of one.
-    words += [
-        "".join(map(_character, secret[:_HEAD])) + r"\S*(?=…)"
-        for secret in longest_first
-        if len(secret) >= _SHORT
-    ]
+    words += [spelled(secret[:_HEAD]) + r"\S*(?=…)" for secret in longest_first if len(secret) >= _SHORT]
     return re.compile("|".join(words) or r"(?!)")
 
 
+def spelled(text: str) -> str:
+    """Return the pattern of a text, with each character as it is, or as JSON, Python or a URL escapes it."""
+    return "".join(map(_character, text))
+
+
 def _character(one: str) -> str:
-    """Return the pattern of a character: as it is, or as JSON, Python or a URL escapes it."""
     if one.isascii() and one.isalnum():
         return one
     return rf"(?:\\*{re.escape(one)}|\\+u(?i:{ord(one):04x})|{re.escape(quote(one, safe=''))})"

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
 
 from .errors import InvalidParameterError, short
+from .redaction import secrets_of, spelled
 from .transport.http import encoded
 from .transport.options import HTTPOptions
 from .wire import Send
@@ -27,7 +27,6 @@ KEPT_HEADERS = ("content-type", "content-encoding", "retry-after")
 
 _SHORTEST = 6
 """Characters that a key must have to be taken out: a placeholder like "none" stands in too many texts."""
-_SECRET_HEADER = re.compile("auth|cookie|key|token|secret|password|credential", re.IGNORECASE)
 _NUMBERS = re.compile(r"\[\n\s*(-?\d[-+.\deE]*(?:,\n\s*-?\d[-+.\deE]*)*)\n\s*\]")
 
 
@@ -37,6 +36,7 @@ class Exchange:
 
     Attributes:
         content: the request's body: `{"json": …}`, `{"text": …}`, `{"base64": …}`, or `{}`.
+        masked: in the file, `MASK` stands for secrets in the request; else it is the user's own word.
         status: of the reply; 0 as long as there is none.
         pieces: the reply's body as it came.
         complete: False: its reader left before the body's end.
@@ -46,6 +46,7 @@ class Exchange:
     method: str
     path: str
     content: Mapping[str, Any]
+    masked: bool = False
     status: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
     pieces: list[bytes] = field(default_factory=list)
@@ -73,35 +74,25 @@ class Secrets:
     """The texts that must not come into a file, however they are written in it. Grows with the requests."""
 
     def __init__(self, words: Iterable[str] = ()) -> None:
-        self._forms: set[bytes] = set()
+        self._words: set[str] = set()
         for word in words:
             self._add(word)
 
     def learn(self, action: Send, options: HTTPOptions) -> None:
         """Add what a request authenticates itself with."""
-        words = [action.endpoint.api_key or ""]
-        if options.auth is not None:
-            words += [options.auth[1], ":".join(options.auth)]
-        if options.proxy is not None:
-            words.append(urlsplit(options.proxy).password or "")
-        for name, value in action.headers.items():
-            if _SECRET_HEADER.search(name):
-                words += [value, value.split(" ", 1)[-1]]
-        for word in words:
+        for word in secrets_of(action.headers, [action.endpoint.api_key], options):
             if len(word) >= _SHORTEST:
                 self._add(word)
 
     def _add(self, word: str) -> None:
-        plain = word.encode()
-        self._forms |= {plain, json.dumps(word)[1:-1].encode(), quote(word, safe="").encode()}
-        self._forms.add(base64.b64encode(plain))
+        self._words |= {word, base64.b64encode(word.encode()).decode()}
 
     def spans(self, data: bytes) -> list[tuple[int, int]]:
         """Return where secrets are in `data`: beginnings and ends."""
-        forms = sorted(filter(None, self._forms), key=len, reverse=True)
-        if not forms:
+        words = sorted(filter(None, self._words), key=len, reverse=True)
+        if not words:
             return []
-        return [found.span() for found in re.finditer(b"|".join(map(re.escape, forms)), data)]
+        return [found.span() for found in re.finditer("|".join(map(spelled, words)).encode(), data)]
 
     def strip(self, data: bytes) -> bytes:
         """Return `data` with `MASK` for each secret."""
@@ -162,7 +153,8 @@ def save(path: Path, exchanges: Iterable[Exchange], secrets: Secrets) -> None:
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(text.encode(errors="surrogatepass") + b"\n")
+            # Half a surrogate pair, at which models do cut, is no UTF-8; so it is written as JSON's escape is.
+            file.write(text.encode(errors="backslashreplace") + b"\n")
         Path(draft).chmod(0o644)  # what `mkstemp` makes is the owner's alone
         Path(draft).replace(path)
     except BaseException:
@@ -189,11 +181,11 @@ def differences(recorded: Any, sent: Any, where: str = "") -> Iterator[str]:
 
 
 def _written(exchange: Exchange, secrets: Secrets) -> dict[str, Any]:
-    request = {
-        "method": exchange.method,
-        "path": secrets.strip_text(exchange.path),
-        **secrets.strip_json(exchange.content),
-    }
+    plain = {"path": exchange.path, **exchange.content}
+    stripped = secrets.strip_json(plain)
+    request = {"method": exchange.method, **stripped}
+    if exchange.masked or stripped != plain:
+        request["masked"] = True
     response: dict[str, Any] = {"status": exchange.status, "headers": secrets.strip_json(exchange.headers)}
     if _is_stream(exchange.headers):
         response["pieces"] = [_piece(piece) for piece in secrets.strip_pieces(exchange.pieces)]
@@ -209,6 +201,7 @@ def _read(entry: Mapping[str, Any]) -> Exchange:
     return Exchange(
         method=request.pop("method"),
         path=request.pop("path"),
+        masked=request.pop("masked", False),
         content=request,
         status=response["status"],
         headers=response["headers"],
@@ -243,7 +236,7 @@ def _described(data: bytes) -> dict[str, Any]:
 
 def _bytes(described: Mapping[str, Any]) -> bytes:
     if "json" in described:
-        return json.dumps(described["json"], ensure_ascii=False, separators=(",", ":")).encode()
+        return json.dumps(described["json"], separators=(",", ":")).encode()
     if "text" in described:
         return str(described["text"]).encode()
     return base64.b64decode(described.get("base64", ""))

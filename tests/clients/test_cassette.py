@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import concurrent.futures
 import json
 import logging
@@ -307,6 +308,21 @@ def test_requests_that_differ_where_it_does_not_count_are_the_same(wire, path):
         assert asking.chat("It is 11:00.").text == "Hi."
         with pytest.raises(CassetteMiss, match=r"`body.temperature`"):
             asking.chat("It is 11:00.", temperature=1)
+
+
+def test_no_escape_and_no_login_brings_a_secret_into_the_file(wire, path):
+    key, login = 'pk/abc"def&12345', base64.b64encode(b"ann:hunter2secret").decode()
+    said = json.dumps(f"{key}, hunter2secret").replace("/", "\\/").replace("&", "\\u0026")
+    chunk = '{"choices": [{"delta": {"content": SAID}, "finish_reason": "stop"}]}'.replace("SAID", said)
+    wire.streams(f"data: {chunk}\n\n", END)
+    with (
+        Cassette(path),
+        client(wire, headers={"Authorization": f"Basic {login}", "X-Api-Key": key}) as asking,
+    ):
+        assert asking.stream_chat("x").final().text == f"{key}, hunter2secret"
+    with Cassette(path), dead() as asking:
+        assert asking.stream_chat("x").final().text == "[secret], [secret]"
+    assert not [word for word in ("12345", "hunter2", login) if word in path.read_text()]
 
 
 def test_no_secret_comes_into_the_file(wire, path):
