@@ -515,7 +515,7 @@ def test_misplaced_arguments_are_told_apart(arguments, named):
         {"http": {}},
         {"breaker": 3},
         {"policy": 5},
-        {"hooks": myllm.Hook()},
+        {"hooks": 5},
         {"hooks": [myllm.Hook]},
         {"api_key": 5},
         {"headers": "x"},
