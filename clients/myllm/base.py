@@ -260,17 +260,20 @@ class BaseClient:
     def _wants_cache(self, cache: Any) -> bool:
         if cache not in (None, True, False) or (cache is True and self._cache is None):
             raise InvalidParameterError(
-                f"`cache={cache!r}`: a call may only stay away from the client's cache, with False; the cache "
-                "itself is said when the client is made: `Client(cache=…)`.",
+                f"`cache={cache!r}`: a call may only stay away from the client's cache, with False; which "
+                "cache that is, is said when the client is made: `Client(cache=…)`.",
                 param="cache",
             )
         return cache is not False
 
     def _embed_call(self, texts: str | Sequence[str], given: Mapping[str, Any]) -> Call:
-        inputs = [texts] if isinstance(texts, str) else list(texts)
-        if not inputs or not all(isinstance(text, str) for text in inputs):
+        inputs: list[Any] = [texts] if isinstance(texts, str) else list(texts)
+        if inputs and _are_ids(inputs):
+            inputs = [inputs]
+        if not inputs or not all(isinstance(text, str) or _are_ids(text) for text in inputs):
             raise InvalidParameterError(
-                "`texts` must be a text, or a list of at least one text.", param="texts"
+                "`texts` must be a text, or a list of at least one text, or token ids of either.",
+                param="texts",
             )
         extra = dict(given.get("extra_body") or ())
         if given.get("dimensions") is not None:
@@ -394,15 +397,16 @@ def _positive(name: str, value: Any, *, whole: bool = False) -> Any:
     return value
 
 
+def _are_ids(value: Any) -> bool:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
+        return False
+    return all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in value)
+
+
 def _checked_prompt(prompt: Any) -> str | list[int]:
     if isinstance(prompt, str):
         return prompt
-    if (
-        isinstance(prompt, Sequence)
-        and not isinstance(prompt, bytes)
-        and prompt
-        and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in prompt)
-    ):
+    if _are_ids(prompt):
         return list(prompt)
     raise InvalidParameterError(
         f"`prompt={prompt!r}` must be a text, or a list of token ids.", param="prompt"

@@ -199,7 +199,7 @@ class _Session:
         key = self._key(asked)
         with self._lock:
             self._secrets.learn(action, options)
-            known = [one for one, its in zip(self._old, self._keys, strict=True) if _same(its, key)]
+            known = [one for one, its in zip(self._old, self._keys, strict=True) if _same(one, its, key)]
             if known:
                 found = next((one for one in known if not one.plays), known[-1])
                 found.plays += 1
@@ -370,9 +370,9 @@ def _closed_early(cassette: Cassette) -> CassetteMiss:
     )
 
 
-def _same(recorded: str, sent: str) -> bool:
+def _same(one: Exchange, recorded: str, sent: str) -> bool:
     """Whether two requests' keys are the same; what was taken out of the recorded one may be anything."""
-    if MASK not in recorded:
+    if not one.masked:
         return recorded == sent
     return re.fullmatch(".*".join(map(re.escape, recorded.split(MASK))), sent, re.DOTALL) is not None
 

@@ -39,6 +39,7 @@ _NO_TEMPLATE = re.compile(
     re.IGNORECASE,
 )
 _MODEL_TYPES = ("text", "chat", "auto")
+_PROXY_KEYS = frozenset({"http", "https", "all"})
 _HTTP_KEYS = ("timeout", "verify", "cert", "headers", "proxies", "auth")
 CLIENT_OPTIONS = frozenset(
     {"timeout", "max_retries", "headers", "policy", "breaker", "health_interval", "hedge_after",
@@ -359,6 +360,12 @@ def _http_arguments(given: Mapping[str, Any] | None, url: UrlSpec) -> dict[str, 
     proxies = given.get("proxies") or {}
     if isinstance(proxies, str):
         proxies = {"all": proxies}
+    if not isinstance(proxies, Mapping) or not _PROXY_KEYS.issuperset(proxies):
+        # Not repeated: a proxy's URL may hold a password.
+        raise InvalidParameterError(
+            "`proxies` in `http_request_kwargs` must be a mapping of `http`, `https` and `all` to URLs.",
+            param="http_request_kwargs",
+        )
     # requests: one proxy for each scheme; here all servers of a client have the same one.
     first = url if isinstance(url, str) else next(iter(url), "")
     scheme = "https" if first.startswith("https:") else "http"
@@ -368,9 +375,14 @@ def _http_arguments(given: Mapping[str, Any] | None, url: UrlSpec) -> dict[str, 
         proxy=proxies.get(scheme, proxies.get("all")),
         # An explicit None is requests' way to say "no proxy".
         trust_env=proxies.get(scheme, "") is not None,
-        auth=given.get("auth"),
+        auth=_basic(given.get("auth")),
     )
     return arguments
+
+
+def _basic(auth: Any) -> Any:
+    """Return `requests.auth.HTTPBasicAuth` as user and password; anything else as it is, to be checked."""
+    return (auth.username, auth.password) if type(auth).__name__ == "HTTPBasicAuth" else auth
 
 
 def _old_response(prompt: str, answer: Completion | ChatCompletion) -> dict[str, Any]:

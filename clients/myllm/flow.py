@@ -32,9 +32,9 @@ _NO_PARAMETERS = Parameters()
 def answer_flow(route: Route, call: Call) -> Flow[Any]:
     """Run a call that is answered whole, from the cache where that has the answer."""
     job = Job(route, call)
-    job.watch.begin()
     answer: Answer | None = None
     try:
+        job.watch.begin()
         key = yield from _key(job)
         answer = yield from _recalled(call, key)
         if answer is not None:
@@ -78,8 +78,8 @@ class Opened:
 def stream_flow(route: Route, call: Call) -> Flow[Opened]:
     """Open a stream: retried until its first byte, and never after it."""
     job = Job(route, call)
-    job.watch.begin()
     try:
+        job.watch.begin()
         key = yield from _key(job)
         stored = yield from _recalled(call, key)
         if stored is not None:

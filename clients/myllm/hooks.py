@@ -43,7 +43,7 @@ class CallRecord:
 class Hook:
     """Base of hooks: override what you want to know. Called in the caller's thread or task, so be quick.
 
-    What a hook raises reaches the caller.
+    What a hook raises reaches the caller; `ended` is called even so, also where `started` was not.
     """
 
     def started(self, record: CallRecord) -> None:
@@ -125,5 +125,11 @@ class Watch:
             self._record.ended = self._clock()
             self._record.answer = answer
             self._record.error = error if isinstance(error, MyLLMError) else None
+            errors = []
             for hook in self._hooks:
-                hook.ended(self._record)
+                try:
+                    hook.ended(self._record)
+                except Exception as exc:  # noqa: BLE001 - raised below: the other hooks must know of the end too
+                    errors.append(exc)
+            if errors:
+                raise errors[0]

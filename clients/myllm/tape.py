@@ -153,7 +153,7 @@ def save(path: Path, exchanges: Iterable[Exchange], secrets: Secrets) -> None:
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            # Half a surrogate pair, at which models do cut, is no UTF-8; so it is written as JSON's escape is.
+            # Half a surrogate pair, which models do write, is no UTF-8: it becomes JSON's escape.
             file.write(text.encode(errors="backslashreplace") + b"\n")
         Path(draft).chmod(0o644)  # what `mkstemp` makes is the owner's alone
         Path(draft).replace(path)

@@ -323,7 +323,7 @@ def _said(answer: Answer) -> dict[str, str]:
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a chat message of OpenAI's form in that of the conventions."""
-    parts: list[dict[str, Any]] = []
+    parts: list[Any] = []
     if message.get("reasoning"):
         parts.append({"type": "reasoning", "content": message["reasoning"]})
     content = message.get("content")
@@ -333,7 +333,9 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
         parts += [_text(content)] if content else []
     else:
         for part in content or ():
-            parts.append(_text(part["text"]) if part.get("type") == "text" else dict(part))
+            is_text = isinstance(part, Mapping) and isinstance(part.get("text"), str)
+            # A part of no known form is shown as it is.
+            parts.append(_text(part["text"]) if is_text and part.get("type") == "text" else part)
     for call in message.get("tool_calls") or ():
         function = call.get("function", {})
         parts.append(

@@ -87,7 +87,7 @@ class Call:
     Attributes:
         prompt: of a completion: text or token ids; of "tokenize" the text, of "detokenize" the token ids.
         messages: of a chat; of "tokenize" when a conversation is to be counted.
-        inputs: of an embedding: the texts.
+        inputs: of an embedding: the texts, or the token ids of each.
         session: calls of one session go to one server, where several can take them.
         cache: False keeps this call away from the client's cache.
     """
@@ -97,7 +97,7 @@ class Call:
     params: Parameters
     prompt: str | list[int] | None = None
     messages: list[dict[str, Any]] | None = None
-    inputs: list[str] | None = None
+    inputs: list[str | list[int]] | None = None
     stream: bool = False
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     extra_headers: Mapping[str, str] = field(default_factory=dict, repr=False)

@@ -423,3 +423,31 @@ class TestClients:
             assert not any(r.answer.cached for r in client.batch(requests))
             assert all(r.answer.cached for r in client.batch(requests))
         assert len(wire.seen) == 10
+
+
+def test_fields_of_a_line_that_no_parameter_stands_for_are_sent_as_they_are(run, wire):
+    fields = {"metadata": {"a": "b"}, "store": False, "structured_outputs": {"regex": "x+"}}
+    (result,) = run([line(messages="x", **fields)], extra_body={"own": 1, "store": True})
+    assert result.error is None
+    assert {name: wire.bodies[0][name] for name in (*fields, "own")} == {**fields, "own": 1}
+
+
+def test_a_list_of_one_prompt_is_that_prompt(run, wire):
+    results = run(
+        [
+            line(url="/v1/completions", prompt=["once"]),
+            line(url="/v1/completions", prompt=[[1, 2]]),
+            line(url="/v1/completions", prompt=[1, 2]),
+            line(url="/v1/completions", prompt=["a", "b"]),
+        ],
+        concurrency=1,
+    )
+    assert [body["prompt"] for body in wire.bodies] == ["once", [1, 2], [1, 2]]
+    assert "a line of its own" in str(results[3].error)
+
+
+def test_inputs_of_token_ids(run, wire):
+    run([line(url="/v1/embeddings", input=[[1, 2], [3]]), {"input": [4, 5]}], concurrency=1)
+    assert [body["input"] for body in wire.bodies] == [[[1, 2], [3]], [[4, 5]]]
+    (result,) = run([{"input": [1, "x"]}])
+    assert isinstance(result.error, InvalidParameterError)

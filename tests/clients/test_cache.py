@@ -68,6 +68,9 @@ class TestKey:
         turned = [{"content": "Hello", "role": "user"}]
         assert cache_key(chat(max_tokens=5, seed=1)) == cache_key(chat(turned, seed=1, max_new_tokens=5))
         assert cache_key(chat(extra={"a": 1, "b": 2})) == cache_key(chat(extra={"b": 2, "a": 1}))
+        nested, also = {"x": {"a": 1, "b": 2}}, {"x": {"b": 2, "a": 1}}
+        assert cache_key(chat(extra=nested)) == cache_key(chat(extra=also))
+        assert cache_key(chat(logit_bias={5: 1, 40: 2})) == cache_key(chat(logit_bias={40: 2, 5: 1}))
 
     def test_whatever_decides_the_answer_is_in_the_key(self):
         def schema(*names: str) -> dict:
@@ -87,6 +90,8 @@ class TestKey:
             # a schema's properties are generated in their order
             chat(response_format=schema("a", "b")),
             chat(response_format=schema("b", "a")),
+            chat(extra={"guided_json": schema("a", "b")["json_schema"]}),
+            chat(extra={"guided_json": schema("b", "a")["json_schema"]}),
             Call(kind="completion", model="m", params=build({}), prompt="Hello"),
             Call(kind="completion", model="m", params=build({}), prompt=[1, 2]),
             Call(kind="tokenize", model="m", params=build({}), prompt="Hello"),
@@ -401,6 +406,32 @@ print("done")
             _, stderr = process.communicate()
             assert (process.returncode, stderr) == (0, b"")
         assert len(Cache(tmp_path / "c")) == 400
+
+    def test_a_file_that_another_one_is_just_making_is_no_stranger(self, tmp_path, caplog):
+        for round_ in range(40):
+            path, ready = tmp_path / str(round_), threading.Barrier(6)
+            caches = [Cache(path, memory_items=0) for _ in range(6)]
+
+            def begin(number: int) -> None:
+                ready.wait()  # noqa: B023
+                caches[number].put(f"{number}", b"v")  # noqa: B023
+
+            threads = [threading.Thread(target=begin, args=(n,)) for n in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert (caplog.text, len(caches[0])) == ("", 6)
+            for cache in caches:
+                cache.close()
+
+    def test_sqlite_s_name_for_memory_makes_no_file(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        cache = Cache(":memory:", memory_items=5)
+        cache.put("k", b"v")
+        assert cache.get("k") == b"v"
+        assert cache.path is None
+        assert list(tmp_path.iterdir()) == []
 
     def test_a_forked_child_uses_a_connection_of_its_own(self, tmp_path):
         cache = Cache(tmp_path / "c")

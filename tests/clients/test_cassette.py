@@ -563,3 +563,32 @@ def test_binary_and_broken_bodies_come_back_as_they_were(wire, path):
     for url, file in ((wire.url, path), ("http://127.0.0.1:1", path)):
         with Cassette(file), httpx.Client(transport=PoolTransport(url)) as http:
             assert [http.get("http://pool/v1/x").content for _ in bodies] == bodies
+
+
+def test_half_a_surrogate_pair_comes_back(wire, path):
+    wire.answers(answer("half \ud83d"))
+    with Cassette(path), client(wire) as asking:
+        assert asking.chat("x").text == "half \ud83d"
+    path.read_text(encoding="utf-8")  # it is text for every reader
+    with Cassette(path), dead() as asking:
+        assert asking.chat("x").text == "half \ud83d"
+
+
+def test_the_user_s_own_word_for_a_secret_stands_for_nothing_else(wire, path):
+    wire.answers(answer())
+    with Cassette(path), client(wire) as asking:
+        asking.chat("What is a [secret]?")
+    with Cassette(path), dead() as asking:
+        assert asking.chat("What is a [secret]?").text == "Hi."
+        with pytest.raises(CassetteMiss):
+            asking.chat("What is a cat?")
+
+
+def test_masks_stay_masks_when_more_is_recorded(wire, path):
+    wire.answers(answer("one"), answer("two"))
+    with Cassette(path, secrets=["Wolpertinger"]), client(wire) as asking:
+        asking.chat("My dog is Wolpertinger.")
+    with Cassette(path, "append"), client(wire) as asking:
+        asking.chat("more")
+    with Cassette(path), dead() as asking:
+        assert asking.chat("My dog is Rex.").text == "one"

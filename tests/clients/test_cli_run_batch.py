@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
 import random
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -579,7 +581,7 @@ def test_a_server_that_was_never_there_is_said_at_once(job, free_port):
     assert job.answers() == job.failures() == []
 
 
-@pytest.mark.parametrize("status", [503, 502, 429])
+@pytest.mark.parametrize("status", [502, 504])
 def test_servers_that_go_away_do_not_burn_the_file(job, wire, status):
     def handler(seen, reply):
         if len(wire.seen) <= 10:
@@ -599,10 +601,156 @@ def test_servers_that_go_away_do_not_burn_the_file(job, wire, status):
     assert len(job.answers()) == 300
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_waited_for_and_never_called_unreachable(job, wire, status):
+    room = threading.Semaphore(2)
+
+    def handler(seen, reply):
+        if not room.acquire(blocking=False):
+            reply.json({"error": {"message": "full"}}, status=status)
+            return
+        time.sleep(0.8)
+        answer(seen, reply)
+        room.release()
+
+    wire.handler = handler
+    job.write(*(request(str(i)) for i in range(8)))
+    done = job.run("--retries", "0", "--wait", "0.1", "--concurrency", "8")
+    assert done.exit_code == 0, done.stderr
+    assert "Trying again until there is room" in done.stderr
+    assert sorted(ids(job.answers())) == list("01234567")
+    assert job.failures() == []
+
+
+def test_a_request_for_which_there_is_never_room_is_a_failed_one(job, wire):
+    def handler(seen, reply):
+        if seen.method == "GET":
+            reply.json({"object": "list", "data": [{"id": "m"}]})
+        elif "huge" in str(seen.body):
+            reply.json({"error": {"message": "more tokens than your plan has"}}, status=429)
+        else:
+            time.sleep(0.1)
+            answer(seen, reply)
+
+    wire.handler = handler
+    job.write(request("huge"), request("huge2"), request("good"))
+    done = job.run("--wait", "0.3", "--retries", "0", "--concurrency", "3")
+    assert done.exit_code == 1
+    assert (ids(job.answers()), sorted(ids(job.failures()))) == (["good"], ["huge", "huge2"])
+
+
+def test_requests_in_flight_are_awaited_while_others_are_refused(job, wire):
+    def handler(seen, reply):
+        if "slow" in str(seen.body):
+            time.sleep(1)
+            answer(seen, reply)
+        else:
+            reply.json({"error": {"message": "no backend"}}, status=502)
+
+    wire.handler = handler
+    job.write(request("slow"), request("1"), request("2"))
+    done = job.run("--retries", "0", "--wait", "0.1", "--concurrency", "3")
+    assert done.exit_code == 3
+    assert ids(job.answers()) == ["slow"]
+
+
+def test_ctrl_c_leaves_what_is_refused_and_awaits_the_rest(job, wire):
+    def handler(seen, reply):
+        if "refused" in str(seen.body):
+            reply.json({"error": {"message": "busy"}}, status=429)
+        else:
+            time.sleep(2)
+            answer(seen, reply)
+
+    wire.handler = handler
+    job.write(request("refused"), request("a"), request("b"))
+    process = job.start("--retries", "0", "--concurrency", "3")
+    wait_until(lambda: len(wire.seen) >= 4)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=15)
+    assert process.returncode == 130, stderr
+    assert (sorted(ids(job.answers())), job.failures()) == (["a", "b"], [])
+
+
+def test_ordered_answers_behind_a_slow_one_are_written_when_the_run_is_ended(job, wire):
+    release = threading.Event()
+
+    def handler(seen, reply):
+        if "slow" in str(seen.body):
+            release.wait(20)
+        else:
+            answer(seen, reply)
+
+    wire.handler = handler
+    job.write(request("slow"), *(request(str(i)) for i in range(5)))
+    process = job.start("--ordered", "--concurrency", "2")
+    wait_until(lambda: len(wire.seen) >= 4)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=10)
+    release.set()
+    assert process.returncode == 130, stderr
+    written = ids(job.answers())
+    assert written == sorted(written)
+    assert set(written) >= {"0", "1", "2"}
+
+
+def test_a_line_with_a_number_of_too_many_digits_is_a_failed_one(job):
+    huge = json.dumps(request("1", seed=7)).replace("7}", "7" * 5000 + "}")
+    job.write(huge, request("2"))
+    assert job.run().exit_code == 1
+    assert ids(job.answers()) == ["2"]
+    (failed,) = job.failures()
+    assert "Line 1 is not JSON that can be read" in failed["error"]["message"]
+
+
+def test_stop_strings_that_tgi_shows_are_cut_as_for_other_callers(job, wire):
+    wire.handler = lambda seen, reply: reply.json(
+        {
+            "object": "chat.completion",
+            "system_fingerprint": "kept",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": "first STOP rest", "tool_calls": None},
+                    "finish_reason": "stop_sequence",
+                }
+            ],
+        }
+    )
+    job.write(request("1", stop=["STOP"]))
+    job.arguments[7] = "tgi"
+    assert job.run().exit_code == 0
+    (line,) = job.answers()
+    body = line["response"]["body"]
+    assert body["system_fingerprint"] == "kept"
+    assert body["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "first ", "tool_calls": None},
+            "finish_reason": "stop",
+            "stop_reason": "STOP",
+        }
+    ]
+
+
+def test_embeddings_are_written_as_they_were_asked_for(job, wire):
+    encoded = base64.b64encode(struct.pack("<2f", 0.5, 0.25)).decode()
+    wire.handler = lambda seen, reply: reply.json(
+        {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": encoded}]}
+    )
+    body = {"input": [5, 6, 7], "encoding_format": "base64"}
+    job.write({"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": body})
+    assert job.run().exit_code == 0
+    (line,) = job.answers()
+    assert line["response"]["body"]["data"][0]["embedding"] == encoded
+    assert wire.bodies == [{"model": "m", "input": [[5, 6, 7]], "encoding_format": "base64"}]
+
+
 def test_servers_that_come_back_are_waited_for(job, wire):
     def handler(seen, reply):
         if 10 < len(wire.seen) <= 20:
-            reply.json({"error": {"message": "starting"}}, status=503)
+            reply.json({"error": {"message": "starting"}}, status=502)
         else:
             answer(seen, reply)
 

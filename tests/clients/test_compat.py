@@ -381,6 +381,37 @@ def test_http_request_kwargs_are_mapped(wire):
         HFClientTGI("m", 1, http_request_kwargs={"allow_redirects": True})
 
 
+class HTTPBasicAuth:
+    """As in `requests.auth`."""
+
+    username, password = "u", "p"
+
+
+class HTTPDigestAuth(HTTPBasicAuth):
+    """As in `requests.auth`: another scheme."""
+
+
+def test_requests_own_form_of_basic_authentication(wire):
+    wire.answers({"generated_text": "x"})
+    options = {"model_type": "text", "http_request_kwargs": {"auth": HTTPBasicAuth()}}
+    HFClientTGI("m", wire.port, **options)._generate("x")
+    assert wire.seen[0].headers["authorization"] == "Basic dTpw"
+
+
+@pytest.mark.parametrize("auth", [HTTPDigestAuth(), "u:p", ("u",), ("u", 1), 7])
+def test_other_authentication_is_refused(auth):
+    with pytest.raises(myllm.InvalidParameterError, match="`auth`"):
+        HFClientTGI("m", 1, http_request_kwargs={"auth": auth})
+    with pytest.raises(myllm.InvalidParameterError, match="`auth`"):
+        myllm.HTTPOptions(auth=auth)
+
+
+@pytest.mark.parametrize("proxies", [{"http://localhost": "http://p:1"}, {"htp": "http://p:1"}, 7])
+def test_proxies_that_would_be_ignored_are_refused(proxies):
+    with pytest.raises(myllm.InvalidParameterError, match="`proxies`"):
+        HFClientTGI("m", 1, http_request_kwargs={"proxies": proxies})
+
+
 @ALL
 def test_the_arguments_of_a_client_are_taken_by_the_old_ones_too(wire, make):
     """They dropped whatever they did not know, `timeout` and `api_key` included."""

@@ -14,7 +14,7 @@ import time
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as names
@@ -457,3 +457,44 @@ def test_the_log_tells_what_was_tried_and_no_secret(wire, free_port, caplog):
     assert any(re.match(rf"{urls[0]} is left alone for 1.0 s: No server answers", line) for line in lines)
     assert "sk-secret-key" not in caplog.text
     assert "private" not in caplog.text
+
+
+class Counting(SpanProcessor):
+    """Notes the spans that are started."""
+
+    def __init__(self, started: list) -> None:
+        self.on_start = lambda span, parent_context=None: started.append(span)
+
+
+class Raising(hooks.Hook):
+    """A hook that fails at one of its methods."""
+
+    def __init__(self, where: str) -> None:
+        setattr(self, where, self._fail)
+
+    def _fail(self, *args) -> None:
+        raise RuntimeError("a hook's own fault")
+
+
+@pytest.mark.parametrize("where", ["started", "headers", "sending", "ended"])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_hook_that_raises_leaves_no_span_of_another_open(wire, telemetry, where, first, stream):
+    wire.streams(event("a"), END) if stream else wire.answers(answer())
+    started = []
+    telemetry.tracers.add_span_processor(Counting(started))
+    both = [Raising(where), telemetry.hook()]
+    options = {"model": "m", "dialect": "vllm", "max_retries": 0}
+    with myllm.Client(wire.url, hooks=both if first else both[::-1], **options) as asking:
+        with pytest.raises(RuntimeError, match="own fault"):
+            asking.stream_chat("x").final() if stream else asking.chat("x")
+    assert len(telemetry.spans) == len(started) == (0 if first and where in ("started", "headers") else 1)
+
+
+@pytest.mark.parametrize("content", [["hello"], [{"type": "text"}], [{"type": "text", "text": 5}, 7]])
+def test_content_of_an_odd_form_is_shown_as_it_is(wire, telemetry, content):
+    wire.answers(answer())
+    with client(wire, telemetry, capture_content=True) as asking:
+        assert asking.chat([{"role": "user", "content": content}]).text == "Hi."
+    (message,) = json.loads(telemetry.span.attributes["gen_ai.input.messages"])
+    assert message["parts"] == content

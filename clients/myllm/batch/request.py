@@ -178,9 +178,7 @@ def _read_line(line: Mapping[str, Any], shared: Mapping[str, Any]) -> Request:
     own = {name: value for name, value in own.items() if value is not None}
     if wire := {name: own.pop(name) for name in _WIRE_FIELDS.intersection(own)}:
         own["extra_body"] = {**(own.get("extra_body") or shared.get("extra_body") or {}), **wire}
-    return Request(
-        kind=kind, subject=_one_prompt(kind, body[subject]), options=_merged(kind, shared, own)
-    )
+    return Request(kind=kind, subject=_one_prompt(kind, body[subject]), options=_merged(kind, shared, own))
 
 
 def _one_prompt(kind: Kind, subject: Any) -> Any:

@@ -33,7 +33,6 @@ def cache_key(call: Call) -> str:
     Raises:
         InvalidParameterError: a value that cannot be sent as JSON.
     """
-    # The order of names matters deeper inside: a JSON schema's properties are generated in their order.
     content = {
         "format": _FORMAT,
         "kind": call.kind,
@@ -41,8 +40,8 @@ def cache_key(call: Call) -> str:
         "messages": None if call.messages is None else [_sorted(message) for message in call.messages],
         "prompt": call.prompt,
         "inputs": call.inputs,
-        "params": _sorted(call.params.set_values()),
-        "extra_body": _sorted(call.extra_body),
+        "params": _sorted_twice(call.params.set_values()),
+        "extra_body": _sorted_twice(call.extra_body),
     }
     try:
         text = json.dumps(content, separators=(",", ":"))
@@ -51,8 +50,18 @@ def cache_key(call: Call) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _sorted(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value[name] for name in sorted(value)}
+def _sorted(value: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {name: value[name] for name in sorted(value, key=str)}
+
+
+def _sorted_twice(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Sort the names, and those one level below, such as the tokens of `logit_bias`.
+
+    The order of names matters deeper inside: a JSON schema's properties are generated in their order.
+    """
+    return _sorted(
+        {name: _sorted(inner) if isinstance(inner, Mapping) else inner for name, inner in value.items()}
+    )
 
 
 def is_cacheable(call: Call, *, sampled: bool) -> bool:

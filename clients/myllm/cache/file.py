@@ -164,11 +164,13 @@ def _is_ours(db: sqlite3.Connection) -> bool:
     Raises:
         sqlite3.DatabaseError: it belongs to somebody else, or to another version.
     """
+    db.execute("BEGIN")  # one snapshot, though another process may be making the file
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    db.execute("COMMIT")
     if (application, version) == (_APPLICATION_ID, _SCHEMA):
         return True
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if application or version or tables:
         raise sqlite3.DatabaseError("it is a database of another program, or of another version of this one")
     return False

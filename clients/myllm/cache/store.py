@@ -56,8 +56,8 @@ class Cache:
         """Make a cache; nothing is opened before its first use.
 
         Args:
-            path: the SQLite file, made when it is missing, for its owner's eyes only; None keeps everything
-                in memory.
+            path: the SQLite file, made when it is missing, for its owner's eyes only; None, or SQLite's
+                name ":memory:", keeps everything in memory.
             max_bytes: limit for keys and values, in the file and in memory each.
             memory_items: how many entries are kept in memory; 0 for none.
             ttl: seconds after which an entry is stale; None for never.
@@ -75,7 +75,7 @@ class Cache:
             raise InvalidParameterError(
                 f"`ttl={ttl!r}` must be a positive number of seconds, or None.", param="ttl"
             )
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None or path == ":memory:" else Path(path)
         self.max_bytes = max_bytes
         self.memory_items = memory_items
         self.ttl = ttl

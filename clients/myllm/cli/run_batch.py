@@ -77,7 +77,7 @@ def run_batch(
         bool,
         typer.Option(
             "--ordered",
-            help="Write in the order of the input, not of the answers; a run that ends early writes all it has.",
+            help="Write in the order of the input, not of the answers; a run cut short writes all it has.",
             rich_help_panel=_FILES,
         ),
     ] = False,
@@ -115,8 +115,8 @@ def run_batch(
         float | None,
         typer.Option(
             min=0,
-            help="Seconds to bear servers that cannot be reached (one that is busy can be). Default: 60, but 0 "
-            "until one has answered.",
+            help="Seconds to bear servers that cannot be reached (busy ones can). Default: 60, but 0 until "
+            "one has answered.",
             rich_help_panel=_SERVER,
         ),
     ] = None,

@@ -32,7 +32,7 @@ class HTTPOptions:
         auth: (user, password) for HTTP basic authentication.
 
     Raises:
-        InvalidParameterError: `proxy` is no URL of a proxy.
+        InvalidParameterError: `proxy` is no URL of a proxy, or `auth` no pair of texts.
     """
 
     verify: bool | str = True
@@ -42,6 +42,14 @@ class HTTPOptions:
     trust_env: bool = True
 
     def __post_init__(self) -> None:
+        auth = self.auth
+        if auth is not None and not (
+            isinstance(auth, tuple | list) and [type(word) for word in auth] == [str, str]
+        ):
+            raise InvalidParameterError(
+                "`auth` must be two texts, (user, password), for HTTP basic authentication.",
+                param="auth",
+            )
         if self.proxy is None:
             return
         parts = urlsplit(self.proxy)
