@@ -136,12 +136,7 @@ class _Session:
         self._new: list[Exchange] = []
         given = os.environ.get("MYLLM_CASSETTE_MODE")
         mode = _checked_mode(given, "MYLLM_CASSETTE_MODE") if given else cassette.mode
-        exists = cassette.path.exists()
-        if mode == "replay" and not exists:
-            raise CassetteMiss(
-                f"There is no cassette {str(cassette.path)!r} to replay.",
-                hint='Record it once, with the server running: mode="auto", or MYLLM_CASSETTE_MODE=record.',
-            )
+        exists = self._exists = cassette.path.exists()
         self.mode: Mode = mode if mode != "auto" else "replay" if exists else "record"
         self._old = load(cassette.path) if exists and self.mode != "record" else []
         self._keys = [self._key(exchange) for exchange in self._old]
@@ -204,6 +199,12 @@ class _Session:
                 found = next((one for one in known if not one.plays), known[-1])
                 found.plays += 1
                 return found
+            if self.mode == "replay" and not self._exists:
+                # Said here and not at the beginning: what asks nothing needs no cassette.
+                raise CassetteMiss(
+                    f"There is no cassette {str(self._cassette.path)!r} to replay.",
+                    hint='Record it once, with the server running: mode="auto", or MYLLM_CASSETTE_MODE=record.',
+                )
             if self.mode == "replay":
                 raise self._miss(asked, action)
             self._new.append(asked)

@@ -234,8 +234,15 @@ def test_what_was_not_recorded_is_shown_beside_the_nearest_that_was(wire, path):
 
 
 def test_replaying_without_a_file_says_how_to_record_one(path):
-    with pytest.raises(CassetteMiss, match="MYLLM_CASSETTE_MODE=record"), Cassette(path, "replay"):
+    with Cassette(path, "replay"), Client("http://localhost:9", model="m", dialect="vllm") as client:
+        with pytest.raises(CassetteMiss, match="MYLLM_CASSETTE_MODE=record"):
+            client.chat("x")
+
+
+def test_what_asks_nothing_needs_no_cassette(path):
+    with Cassette(path, "replay"):
         pass
+    assert not path.exists()
 
 
 def test_append_keeps_what_is_there_and_records_the_rest(wire, path):

@@ -20,7 +20,9 @@ def test_every_parameter_and_alias_is_typed():
 
 def test_both_clients_have_the_same_methods():
     def methods(cls: type) -> set[str]:
-        return {name for name, value in inspect.getmembers(cls) if callable(value) and not name.startswith("_")}
+        return {
+            name for name, value in inspect.getmembers(cls) if callable(value) and not name.startswith("_")
+        }
 
     assert methods(Client) == methods(AsyncClient)
 
