@@ -203,7 +203,8 @@ class _Session:
                 # Said here and not at the beginning: what asks nothing needs no cassette.
                 raise CassetteMiss(
                     f"There is no cassette {str(self._cassette.path)!r} to replay.",
-                    hint='Record it once, with the server running: mode="auto", or MYLLM_CASSETTE_MODE=record.',
+                    hint='Record it once, with the server running: mode="auto", or '
+                    "MYLLM_CASSETTE_MODE=record.",
                 )
             if self.mode == "replay":
                 raise self._miss(asked, action)

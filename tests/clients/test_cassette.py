@@ -234,7 +234,7 @@ def test_what_was_not_recorded_is_shown_beside_the_nearest_that_was(wire, path):
 
 
 def test_replaying_without_a_file_says_how_to_record_one(path):
-    with Cassette(path, "replay"), Client("http://localhost:9", model="m", dialect="vllm") as client:
+    with Cassette(path, "replay"), myllm.Client("http://localhost:9", model="m", dialect="vllm") as client:
         with pytest.raises(CassetteMiss, match="MYLLM_CASSETTE_MODE=record"):
             client.chat("x")
 
