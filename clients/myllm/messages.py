@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 from .errors import InvalidParameterError, MyLLMError, short
 
 MessagePolicy = Literal["as_is", "merge_system", "alternate", "auto"]
@@ -58,16 +60,19 @@ def checked_messages(subject: Any) -> list[dict[str, Any]]:
 
 
 def _checked(position: int, message: Any) -> dict[str, Any]:
-    here = f"`messages[{position}]={short(message)}`"
+    if isinstance(message, BaseModel):  # an answer's message, put back into the conversation
+        message = message.model_dump(exclude_none=True)
     if not isinstance(message, Mapping):
-        raise _no_messages(f"{here} is no mapping.")
-    role = message.get("role")
-    if not isinstance(role, str) or not role:
-        raise _no_messages(f"{here} has no `role`." if role is None else f"{here}: a `role` is a text.")
-    content = message.get("content")
-    if content is not None and not isinstance(content, str | list | tuple):
-        raise _no_messages(f"{here}: `content` is a text or a list of parts.")
-    return dict(message)
+        problem = " is no mapping."
+    elif message.get("role") is None:
+        problem = " has no `role`."
+    elif not isinstance(message["role"], str) or not message["role"]:
+        problem = ": a `role` is a text."
+    elif not isinstance(message.get("content"), str | list | tuple | None):
+        problem = ": `content` is a text or a list of parts."
+    else:
+        return dict(message)
+    raise _no_messages(f"`messages[{position}]={short(message)}`{problem}")
 
 
 def _no_messages(words: str) -> InvalidParameterError:

@@ -344,7 +344,7 @@ def unknown_parameter(name: str) -> UnknownParameterError:
         )
     if name in _HABITS:
         return UnknownParameterError(f"Unknown parameter `{name}`.", param=name, hint=_HABITS[name])
-    near = difflib.get_close_matches(name, sorted(KNOWN_NAMES), n=1)
+    near = difflib.get_close_matches(name, sorted(KNOWN_NAMES | _CALL_OPTIONS), n=1)
     guess = f" Did you mean `{near[0]}`?" if near else ""
     return UnknownParameterError(
         f"Unknown parameter `{name}`.{guess}",

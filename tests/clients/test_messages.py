@@ -9,6 +9,7 @@ import pytest
 
 from myllm.errors import BadRequestError, InvalidParameterError
 from myllm.messages import POLICIES, apply, checked_messages, checked_policy, refused_roles
+from myllm.types import Message
 
 # The checks of the templates themselves. Gemma (google/gemma-2-9b-it, chat_template), and Mistral
 # (mistralai/Mistral-7B-Instruct-v0.3), which counts neither tool results nor calls.
@@ -214,3 +215,12 @@ def test_unknown_policy_lists_the_known():
     assert [checked_policy(policy) for policy in POLICIES] == list(POLICIES)
     with pytest.raises(InvalidParameterError, match="'alternate'"):
         checked_policy("alternating")
+
+
+def test_an_answer_s_message_goes_back_into_the_conversation():
+    """As every loop of tool calls does it."""
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    answered = Message(content=None, tool_calls=[call])
+    result = {"role": "tool", "tool_call_id": "1", "content": "4"}
+    messages = checked_messages([{"role": "user", "content": "2+2?"}, answered, result])
+    assert messages[1] == {"role": "assistant", "tool_calls": [call]}

@@ -238,3 +238,8 @@ def test_what_other_libraries_say_gets_a_pointer(name, words):
         build({name: 1})
     assert words in str(caught.value)
     assert "extra_body" not in str(caught.value)
+
+
+def test_an_option_of_the_call_is_guessed_too():
+    with pytest.raises(UnknownParameterError, match="Did you mean `session`"):
+        build({"sesion": "a"})
