@@ -56,7 +56,7 @@ class TokenizeOptions(RequestOptions, total=False):
     reasoning_effort: str | None
 
 
-class CallOptions(RequestOptions, total=False):
+class CallOptions(TokenizeOptions, total=False):
     """What a chat or completion call takes."""
 
     max_tokens: int | None
@@ -119,15 +119,7 @@ class CallOptions(RequestOptions, total=False):
     response_format: Mapping[str, Any] | None
     truncate_prompt_tokens: int | None
     truncate: int | None
-    add_special_tokens: bool | None
-    add_generation_prompt: bool | None
-    continue_final_message: bool | None
-    chat_template: str | None
-    chat_template_kwargs: Mapping[str, Any] | None
-    documents: Sequence[Mapping[str, Any]] | None
-    tools: Sequence[Mapping[str, Any]] | None
     tool_choice: str | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
-    reasoning_effort: str | None
     priority: int | None
     user: str | None
