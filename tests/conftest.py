@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -25,6 +26,10 @@ for _name in list(os.environ):
         ("MYLLM_", "OPENAI_")
     ):
         del os.environ[_name]
+
+# What a shell starts in the background ignores Ctrl-C, and so would every process that a test starts and stops by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 

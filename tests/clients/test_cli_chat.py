@@ -172,7 +172,7 @@ def test_a_page_and_a_404_are_told(wire):
     assert (page.exit_code, "not JSON" in page.stderr) == (1, True)
     wire.handler = lambda seen, reply: reply.json({"detail": "Not Found"}, 404)
     missing = chat("Hello", "-u", wire.url)
-    assert (missing.exit_code, "right kind of server" in missing.stderr) == (1, True)
+    assert (missing.exit_code, "the root of an LLM server" in missing.stderr) == (1, True)
 
 
 def test_reasoning_goes_to_stderr(openai):
