@@ -64,8 +64,8 @@ class Opened:
     """A stream that can be read: the parser, and what it reads.
 
     Attributes:
-        body: what the server sends, or None when
-        stored: the cache has had the answer.
+        body: what the server sends; None when the cache has the answer.
+        stored: the answer that the cache has, or None.
         key: under which the cache wants the answer; None: it does not.
     """
 

@@ -23,7 +23,8 @@ class RequestOptions(TypedDict, total=False):
     timeout: instead of the client's: a `Timeout`, seconds for the whole call, or None for no limit.
     extra_body: fields to send as they are, for what a server has beyond all known parameters.
     extra_headers: headers of this request alone.
-    session: calls of one session go to one server, whose prefix cache is then warm.
+    session: calls of one session go to one server, whose prefix cache is then warm, as long as that has
+        room: what is over its share goes to the next.
     cache: False keeps the call away from the client's cache.
     """
 

@@ -97,9 +97,9 @@ class LeastInFlight:
 
 
 OVERLOAD = 1.25
-"""How much more than its share of the calls in flight a server gets by affinity, beside"""
+"""How many times its share of the calls in flight a server gets by affinity, before others take the rest."""
 SLACK = 4
-"""so many calls, which are no load."""
+"""Calls in flight that a server gets beyond that: so few are no load."""
 
 
 class Affinity:

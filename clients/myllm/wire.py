@@ -88,7 +88,7 @@ class Call:
         prompt: of a completion: text or token ids; of "tokenize" the text, of "detokenize" the token ids.
         messages: of a chat; of "tokenize" when a conversation is to be counted.
         inputs: of an embedding: the texts, or the token ids of each.
-        session: calls of one session go to one server, where several can take them.
+        session: calls of one session go to one server, where several can take them and it is not overloaded.
         cache: False keeps this call away from the client's cache.
     """
 
@@ -124,8 +124,8 @@ class Send:
     """What a flow asks its driver to do: send `request` to `endpoint` and come back with a `Reply`.
 
     Attributes:
-        timeout: the limits of this try; its `total` is not looked at, for
-        deadline: says when the whole call must have ended, on the monotonic clock; None: never.
+        timeout: the limits of this try, in seconds; not its `total`: that is what `deadline` is for.
+        deadline: when the whole call must have ended, on the monotonic clock; None: never.
         stream: a reply below 300 is handed back open: its `body` stays empty.
         backup: makes the same request for another server, or None when there is none.
         backup_after: seconds without an answer after which the backup is sent too; the first good reply wins.
