@@ -18,7 +18,7 @@ _wait_policy_came_late = "torch" in sys.modules and "OMP_WAIT_POLICY" not in os.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from .config import EngineConfig
+    from .config import EngineConfig, SpeculativeConfig
     from .engine import AsyncEngine, Engine, EngineStats
     from .errors import (
         ContextLengthError,
@@ -48,6 +48,7 @@ __all__ = [
     "Request",
     "RequestOutput",
     "SamplingParams",
+    "SpeculativeConfig",
     "Structured",
     "TokenLogprob",
     "Tokenizer",
@@ -69,6 +70,7 @@ _MODULES = {
     "Request": "request",
     "RequestOutput": "request",
     "SamplingParams": "request",
+    "SpeculativeConfig": "config",
     "Structured": "request",
     "TokenLogprob": "request",
     "Tokenizer": "tokenizer",

@@ -3,9 +3,47 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+QUANTIZATIONS = ("auto", "none", "int8", "int4")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculativeConfig:
+    """Configure speculative decoding, which changes no output and may make it faster.
+
+    Attributes:
+        method: "ngram" proposes what followed the last tokens earlier in the sequence (prompt lookup);
+            "draft" lets a small model of the same vocabulary propose.
+        num_tokens: tokens proposed a step.
+        model: the draft model, named as in `EngineConfig.model`; only for "draft".
+        max_ngram: longest sequence of last tokens that is looked up; only for "ngram".
+        min_ngram: shortest one.
+
+    Raises:
+        ValueError: from the constructor, for a value out of range.
+    """
+
+    method: str = "ngram"
+    num_tokens: int = 4
+    model: str | None = None
+    max_ngram: int = 4
+    min_ngram: int = 2
+
+    def __post_init__(self) -> None:
+        if self.method not in ("ngram", "draft"):
+            raise ValueError(f"`method` must be 'ngram' or 'draft'; got {self.method!r}")
+        for name in ("num_tokens", "max_ngram", "min_ngram"):
+            _at_least_one(name, getattr(self, name))
+        if self.min_ngram > self.max_ngram:
+            raise ValueError(
+                f"`min_ngram` ({self.min_ngram}) must not be above `max_ngram` ({self.max_ngram})"
+            )
+        if (self.model is None) == (self.method == "draft"):
+            raise ValueError("`model` is needed with the method 'draft', and with no other")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +70,15 @@ class EngineConfig:
         seed: seeds the requests that bring no seed of their own.
         chat_template: Jinja chat template, as a file path or inline, that replaces the tokenizer's.
         trust_remote_code: let transformers run code that comes with the model.
+        quantization: of the weights. "auto": as the file has them where a kernel takes them as they are
+            (GGUF's Q4_0, Q4_1 and Q8_0 on CPU) and `dtype` is "auto", else none; "none"; "int8" or "int4":
+            weights only, quantised at load.
+        enable_prefix_caching: keep the keys and values of ended sequences, and share them with requests that
+            begin with the same tokens.
+        speculative: see `SpeculativeConfig`; None: one token a step.
+        lora_adapters: folders or hub ids of LoRA adapters in PEFT's format to load at start, by name.
+        max_loras: adapters that may be loaded at once; 0: `len(lora_adapters)`.
+        tensor_parallel_size: devices (on CPU: processes) that share each layer.
         max_queue: sequences that may wait beyond those that run (None: no limit); then `QueueFullError`.
 
     Raises:
@@ -52,6 +99,12 @@ class EngineConfig:
     seed: int = 0
     chat_template: str | None = None
     trust_remote_code: bool = False
+    quantization: str = "auto"
+    enable_prefix_caching: bool = True
+    speculative: SpeculativeConfig | None = None
+    lora_adapters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    max_loras: int = 0
+    tensor_parallel_size: int = 1
     max_queue: int | None = None
 
     def __post_init__(self) -> None:
@@ -61,7 +114,13 @@ class EngineConfig:
             raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"`device` must be 'auto', 'cpu', 'cuda' or 'cuda:<index>'; got {self.device!r}")
-        for name in ("max_num_seqs", "page_size"):
+        if self.quantization not in QUANTIZATIONS:
+            raise ValueError(
+                f"`quantization` must be one of {', '.join(QUANTIZATIONS)}; got {self.quantization!r}"
+            )
+        if self.max_loras < 0:
+            raise ValueError(f"`max_loras` must be 0 or more; got {self.max_loras!r}")
+        for name in ("max_num_seqs", "page_size", "tensor_parallel_size"):
             _at_least_one(name, getattr(self, name))
         for name in ("max_model_len", "max_num_batched_tokens", "kv_cache_memory"):
             if getattr(self, name) is not None:

@@ -21,8 +21,8 @@ from .request import CompletionOutput, Request, RequestOutput
 from .runner import ModelRunner
 from .sampler import SampledToken, derive_seed, sample
 from .scheduler import Scheduler
-from .sequence import PreparedRequest, Sequence
-from .structured import GrammarCompiler
+from .sequence import PreparedRequest, Row, Sequence
+from .structured import GrammarCompiler, allowed_tokens
 from .tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -209,7 +209,8 @@ class Engine:
             item.sequence.num_computed += item.num_tokens
         if not batch.sampled:
             return []
-        tokens = sample(logits, batch.sampled, eos_token_ids=self.tokenizer.eos_token_ids)
+        rows = [Row(sequence) for sequence in batch.sampled]
+        tokens = sample(logits, rows, allowed_tokens(rows), eos_token_ids=self.tokenizer.eos_token_ids)
         return self._collect(batch.sampled, tokens)
 
     def stats(self) -> EngineStats:

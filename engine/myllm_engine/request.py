@@ -105,9 +105,19 @@ class SamplingParams:
         frequency_penalty: subtracted once per occurrence in the completion, in [-2, 2].
         presence_penalty: subtracted once for a token that occurs in the completion, in [-2, 2].
         logit_bias: added to the logits, by token id, each in [-1e30, 1e30].
+        allowed_token_ids: only these tokens may be generated (EOS only where it is among them); empty: all.
+        bad_words: texts that may not occur in the completion: the token that would complete one, as the
+            tokenizer writes it with or without a blank before it, is not drawn (as in vLLM).
         seed: makes the draws reproducible, whatever else runs, as far as the logits are equal (see
             `sampler`); sequence i of `n` uses `seed + i`.
-        n: completions to make, at most 128.
+        n: completions to return, at most 128.
+        best_of: completions to make, of which the `n` with the highest mean log-probability a token are
+            returned when all have ended; None: `n`.
+        use_beam_search: return the `n` best of a beam search `best_of` (or `n`) beams wide, scored by the sum
+            of log-probabilities over `length ** length_penalty` (as transformers and vLLM).
+        length_penalty: exponent of the length in a beam's score; above 0 favours longer texts.
+        early_stopping: of the beam search: True ends as soon as there are as many finished beams as it is
+            wide, False when no better one is likely, "never" when none can be better (as transformers).
         stop: strings that end the completion; a single string is taken as one. At most 64, of 4096 characters
             together.
         stop_token_ids: tokens that end the completion, next to the model's EOS tokens.
@@ -120,6 +130,7 @@ class SamplingParams:
         skip_special_tokens: leave special tokens out of the text.
         logprobs: None: none; k: log-probability of the chosen token and of the k most likely ones, of the
             model's unmodified distribution (as vLLM's default).
+        prompt_logprobs: None: none; k: the same for each token of the prompt but the first.
         structured: what the text must look like; None: anything. The completion ends when the text is
             complete; one that `max_tokens`, a stop string or a stop token cuts off may be incomplete.
 
@@ -137,8 +148,14 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    allowed_token_ids: Sequence[int] = ()
+    bad_words: Sequence[str] = ()
     seed: int | None = None
     n: int = 1
+    best_of: int | None = None
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     include_stop_str_in_output: bool = False
@@ -146,6 +163,7 @@ class SamplingParams:
     min_tokens: int = 0
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     structured: Structured | None = None
 
     def __post_init__(self) -> None:
@@ -170,18 +188,48 @@ class SamplingParams:
                 f"`min_tokens` ({self.min_tokens}) must not be above `max_tokens` ({self.max_tokens})",
                 param="min_tokens",
             )
-        if self.logprobs is not None:
-            _check_int("logprobs", self.logprobs, low=0)
-        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), low=0)
+        self._check_candidates()
+        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens", "use_beam_search"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequestError(
                     f"`{name}` must be a boolean; got {getattr(self, name)!r}", param=name
                 )
-        # A frozen dataclass is normalised through object.__setattr__: afterwards these three have one type
-        # each.
+        # A frozen dataclass is normalised through object.__setattr__: afterwards these have one type each.
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
+        object.__setattr__(self, "allowed_token_ids", _token_ids("allowed_token_ids", self.allowed_token_ids))
+        object.__setattr__(self, "bad_words", _bad_words(self.bad_words))
+
+    def _check_candidates(self) -> None:
+        """Check `best_of` and the beam search's parameters."""
+        if self.best_of is not None:
+            _check_int("best_of", self.best_of, low=self.n, high=_MAX_N)
+        _check_float("length_penalty", self.length_penalty, low=-10.0, high=10.0)
+        if self.early_stopping not in (True, False, "never"):
+            raise InvalidRequestError(
+                f"`early_stopping` must be true, false or 'never'; got {self.early_stopping!r}",
+                param="early_stopping",
+            )
+        if self.use_beam_search and not self.greedy:
+            raise InvalidRequestError(
+                f"`temperature` must be 0 with `use_beam_search`, which draws nothing; got "
+                f"{self.temperature!r}",
+                param="temperature",
+            )
+        if self.num_sequences > self.n and self.greedy and not self.use_beam_search:
+            raise InvalidRequestError(
+                "`best_of` above `n` needs sampling or `use_beam_search`: greedy completions are all alike",
+                param="best_of",
+            )
+
+    @property
+    def num_sequences(self) -> int:
+        """Return how many sequences the request runs."""
+        return self.n if self.best_of is None else self.best_of
 
     @property
     def greedy(self) -> bool:
@@ -197,16 +245,24 @@ class Request:
         prompt_token_ids: the prompt; at least one token.
         params: see `SamplingParams`.
         request_id: unique among the requests in flight; made up when not given.
+        priority: the lower, the sooner it runs and the later it is preempted (as in vLLM); among equals the
+            earlier request comes first.
+        lora: name of the LoRA adapter to use; None: the model as it is.
+        cache_salt: requests share cached prefixes only with requests of the same salt.
     """
 
     prompt_token_ids: list[int]
     params: SamplingParams = field(default_factory=SamplingParams)
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    priority: int = 0
+    lora: str | None = None
+    cache_salt: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:
             raise InvalidRequestError("The prompt is empty: it needs at least one token", param="prompt")
         object.__setattr__(self, "prompt_token_ids", list(_token_ids("prompt", self.prompt_token_ids)))
+        _check_int("priority", self.priority, low=-_MAX_SEED - 1, high=_MAX_SEED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +322,9 @@ class RequestOutput:
         prompt_token_ids: of the request.
         outputs: by ascending `index`.
         finished: True on the last output of the request.
+        prompt_logprobs: an entry per prompt token, None for the first; on the request's first output, when
+            asked for.
+        num_cached_tokens: prompt tokens whose keys and values were found in the prefix cache.
         error: why the request could not be brought to its end; None unless it failed. `AsyncEngine.submit`
             and `LLM` raise it.
     """
@@ -274,6 +333,8 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     finished: bool = False
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    num_cached_tokens: int = 0
     error: EngineError | None = None
 
     def extend(self, new: RequestOutput) -> None:
@@ -286,6 +347,8 @@ class RequestOutput:
                 self.outputs.append(output)
         self.outputs.sort(key=lambda output: output.index)
         self.finished = self.finished or new.finished
+        self.prompt_logprobs = self.prompt_logprobs or new.prompt_logprobs
+        self.num_cached_tokens = max(self.num_cached_tokens, new.num_cached_tokens)
         self.error = self.error or new.error
 
 
@@ -327,6 +390,20 @@ def _stop_strings(value: object) -> tuple[str, ...]:
             f"`stop` may hold {_MAX_STOPS} strings with {_MAX_STOP_CHARACTERS} characters together; got "
             f"{len(value)} with {sum(map(len, value))}",
             param="stop",
+        )
+    return tuple(value)
+
+
+def _bad_words(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if (
+        isinstance(value, str)
+        or not isinstance(value, Sequence)
+        or not all(isinstance(item, str) and item.strip() for item in value)
+    ):
+        raise InvalidRequestError(
+            f"`bad_words` must be a list of strings that are not blank; got {value!r}", param="bad_words"
         )
     return tuple(value)
 

@@ -21,7 +21,7 @@ import torch
 
 from .errors import ConstraintError, EngineError, GenerationError
 from .request import SamplingParams, TokenLogprob
-from .sequence import Sequence
+from .sequence import Row
 
 # Most nuclei are narrower than this many tokens; only rows whose nucleus is wider pay for looking at more.
 _FIRST_CANDIDATES = 256
@@ -36,29 +36,39 @@ class SampledToken:
 
 
 def sample(
-    logits: torch.Tensor, sequences: SequenceOf[Sequence], *, eos_token_ids: frozenset[int]
+    logits: torch.Tensor,
+    rows: SequenceOf[Row],
+    allowed: SequenceOf[np.ndarray | ConstraintError | None],
+    *,
+    eos_token_ids: frozenset[int],
 ) -> list[SampledToken | EngineError]:
     """Draw one token per row of `logits` `[R, vocab_size]`, under the parameters of the row's sequence.
 
-    A row from which nothing can be drawn gives the error that ends its request: ConstraintError when its
-    constraint fails, GenerationError when its largest logit is infinite or NaN.
+    Args:
+        logits: what the model says of each row.
+        rows: the places they belong to.
+        allowed: what each row's constraint allows, from `structured.allowed_tokens`.
+        eos_token_ids: tokens that end a completion.
+
+    Returns:
+        A token per row. One from which nothing can be drawn gives the error that ends its request:
+        ConstraintError when its constraint fails, GenerationError when its largest logit is infinite or NaN.
     """
-    all_params = [sequence.params for sequence in sequences]
-    errors: dict[int, EngineError] = {}
+    all_params = [row.sequence.params for row in rows]
+    errors: dict[int, EngineError] = {
+        index: item for index, item in enumerate(allowed) if isinstance(item, ConstraintError)
+    }
     work = logits
-    if any(_is_processed(sequence) for sequence in sequences):
+    if any(_is_processed(row) for row in rows):
         work = logits.to(torch.float32, copy=True)
-        for row, sequence in enumerate(sequences):
-            if _is_processed(sequence):
-                try:
-                    process_logits(work[row], sequence, eos_token_ids=eos_token_ids)
-                except ConstraintError as error:
-                    errors[row] = error
+        for index, (row, mask) in enumerate(zip(rows, allowed, strict=True)):
+            if index not in errors and _is_processed(row):
+                process_logits(work[index], row, mask, eos_token_ids=eos_token_ids)
     # NaN is the maximum of a row that holds one.
     largest, token_ids = work.max(dim=-1)
-    for row, finite in enumerate(largest.isfinite().tolist()):
-        if not finite and row not in errors:
-            errors[row] = GenerationError(
+    for index, finite in enumerate(largest.isfinite().tolist()):
+        if not finite and index not in errors:
+            errors[index] = GenerationError(
                 "The model's logits hold no finite maximum, so no token can be drawn: with float16 weights "
                 "try `dtype` bfloat16 or float32"
             )
@@ -66,9 +76,7 @@ def sample(
     if drawn:
         index = torch.tensor(drawn, device=logits.device)
         filtered = filter_logits(work[index].float(), [all_params[row] for row in drawn])
-        keys = noise_keys(
-            [sequences[row].seed for row in drawn], [len(sequences[row].token_ids) for row in drawn]
-        )
+        keys = noise_keys([rows[row].sequence.seed for row in drawn], [rows[row].position for row in drawn])
         token_ids[index] = draw(filtered, keys)
     logprobs = _logprobs(logits, token_ids, all_params)
     return [
@@ -104,44 +112,43 @@ def derive_seed(seed: int, number: int) -> int:
     return int(_mix(start + _GOLDEN * np.array([number + 1], dtype=np.uint64))[0])
 
 
-def _is_processed(sequence: Sequence) -> bool:
-    params = sequence.params
+def _is_processed(row: Row) -> bool:
+    params = row.sequence.params
     return bool(
         params.repetition_penalty != 1.0
         or params.frequency_penalty
         or params.presence_penalty
         or params.logit_bias
-        or sequence.num_output_tokens < params.min_tokens
-        or sequence.matcher is not None
+        or row.num_output_tokens < params.min_tokens
+        or row.sequence.matcher is not None
     )
 
 
-def process_logits(row: torch.Tensor, sequence: Sequence, *, eos_token_ids: frozenset[int]) -> None:
-    """Apply penalties, bias, the grammar and `min_tokens` to one float32 row of logits, in place.
-
-    Raises:
-        ConstraintError: the grammar cannot be followed any further.
-    """
-    params = sequence.params
+def process_logits(
+    logits: torch.Tensor, row: Row, allowed: np.ndarray | None, *, eos_token_ids: frozenset[int]
+) -> None:
+    """Apply penalties, bias, the grammar and `min_tokens` to one float32 row of logits, in place."""
+    params, device = row.sequence.params, logits.device
+    token_ids = [*row.sequence.token_ids, *row.drafts]
     if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sequence.token_ids, device=row.device).unique()
-        values = row[seen]
+        seen = torch.tensor(token_ids, device=device).unique()
+        values = logits[seen]
         penalty = params.repetition_penalty
-        row[seen] = torch.where(values > 0, values / penalty, values * penalty)
+        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
     if params.frequency_penalty or params.presence_penalty:
-        output = sequence.token_ids[sequence.num_prompt_tokens :]
-        seen, counts = torch.tensor(output, dtype=torch.int64, device=row.device).unique(return_counts=True)
-        row[seen] -= params.frequency_penalty * counts + params.presence_penalty
+        output = token_ids[row.sequence.num_prompt_tokens :]
+        seen, counts = torch.tensor(output, dtype=torch.int64, device=device).unique(return_counts=True)
+        logits[seen] -= params.frequency_penalty * counts + params.presence_penalty
     if params.logit_bias:
-        row[list(params.logit_bias)] += torch.tensor(list(params.logit_bias.values()), device=row.device)
-    if sequence.matcher is not None:
-        sequence.matcher.mask(row)
-    if sequence.num_output_tokens < params.min_tokens:
+        logits[list(params.logit_bias)] += torch.tensor(list(params.logit_bias.values()), device=device)
+    if allowed is not None:
+        logits.masked_fill_(torch.from_numpy(~allowed).to(device), float("-inf"))
+    if row.num_output_tokens < params.min_tokens:
         banned = sorted(set(params.stop_token_ids) | (set() if params.ignore_eos else eos_token_ids))
-        before = row[banned]
-        row[banned] = float("-inf")
-        if row.max() == float("-inf"):  # the grammar allows nothing else
-            row[banned] = before
+        before = logits[banned]
+        logits[banned] = float("-inf")
+        if logits.max() == float("-inf"):  # the grammar allows nothing else
+            logits[banned] = before
 
 
 def filter_logits(logits: torch.Tensor, params: SequenceOf[SamplingParams]) -> torch.Tensor:

@@ -9,7 +9,7 @@ from .detokenizer import Detokenizer
 from .request import CompletionOutput, FinishReason, Request, SamplingParams
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
 
 
 class Matcher(Protocol):
@@ -18,8 +18,8 @@ class Matcher(Protocol):
     def copy(self) -> Matcher:
         """Return a matcher at the same place, which goes on by itself."""
 
-    def mask(self, row: torch.Tensor) -> None:
-        """Set the logits of tokens that may not come next to -inf; may raise ConstraintError."""
+    def allowed(self) -> np.ndarray:
+        """Return which tokens may come next, `[vocab_size]` bool; may raise ConstraintError."""
 
     def append(self, token_id: int) -> bool:
         """Follow a token; return whether the text is complete and can't go on; may raise ConstraintError."""
@@ -123,3 +123,26 @@ class Sequence:
             output.text += self.detokenizer.finish()
         output.finish_reason, output.stop_reason = self.finish_reason, self.stop_reason
         return output
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Name the place that one row of logits belongs to: it tells what follows the tokens before it.
+
+    Attributes:
+        sequence: whose token is drawn.
+        drafts: proposed tokens between `sequence.token_ids` and this place; empty without speculation.
+    """
+
+    sequence: Sequence
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def position(self) -> int:
+        """Return the place in the sequence of the token to draw."""
+        return len(self.sequence.token_ids) + len(self.drafts)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Return how many tokens of the completion come before it."""
+        return self.sequence.num_output_tokens + len(self.drafts)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from .errors import ConstraintError, InvalidRequestError
 from .request import Structured
@@ -22,6 +22,7 @@ from .request import Structured
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+    from .sequence import Row
     from .tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -131,12 +132,12 @@ class Matcher:
         """Return a matcher at the same place, which goes on by itself."""
         return Matcher(self._matcher.deep_copy(), self._constraint, self._vocab_size)
 
-    def mask(self, row: torch.Tensor) -> None:
-        """Set the logits `[vocab_size]` of tokens that would make the text invalid to -inf, in place.
+    def allowed(self) -> np.ndarray:
+        """Return which tokens keep the text valid, `[vocab_size]` bool.
 
         Raises:
             ConstraintError: the grammar ran into one of llguidance's limits (its size, its work for one
-                token); nothing is masked.
+                token).
         """
         from llguidance.numpy import fill_next_token_bitmask
 
@@ -144,11 +145,11 @@ class Matcher:
         if self._matcher.is_error():
             raise self._failed()
         # llguidance's own torch kernel is compiled at its first call, which takes many seconds on a CPU.
-        allowed = np.unpackbits(self._bits.view(np.uint8)[0], bitorder="little")[: self._vocab_size]
-        row.masked_fill_(torch.from_numpy(allowed == 0).to(row.device), float("-inf"))
+        bits = np.unpackbits(self._bits.view(np.uint8)[0], count=self._vocab_size, bitorder="little")
+        return bits.view(bool)
 
     def append(self, token_id: int) -> bool:
-        """Follow a token that `mask` allowed; return whether the text is now complete and can't go on.
+        """Follow a token that `allowed` allows; return whether the text is now complete and can't go on.
 
         Raises:
             ConstraintError: the grammar cannot follow it.
@@ -177,3 +178,21 @@ def _refused(constraint: Structured, words: str) -> InvalidRequestError:
         f"The {_name(constraint)} cannot be enforced: {lines[0] if lines else words}",
         param=constraint.param,
     )
+
+
+def allowed_tokens(rows: Sequence[Row]) -> list[np.ndarray | ConstraintError | None]:
+    """Return for each row which tokens its constraint allows, `[vocab_size]` bool, or None without one.
+
+    A constraint that cannot be followed any further gives its error.
+    """
+    return [_allowed(row) for row in rows]
+
+
+def _allowed(row: Row) -> np.ndarray | ConstraintError | None:
+    matcher = row.sequence.matcher
+    if matcher is None:
+        return None
+    try:
+        return matcher.allowed()
+    except ConstraintError as error:
+        return error
