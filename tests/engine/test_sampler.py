@@ -16,9 +16,10 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from myllm_engine.errors import GenerationError
+from myllm_engine.errors import EngineError, GenerationError
 from myllm_engine.request import Request, SamplingParams
 from myllm_engine.sampler import (
+    SampledToken,
     derive_seed,
     draw,
     exponential_noise,
@@ -27,7 +28,7 @@ from myllm_engine.sampler import (
     process_logits,
     sample,
 )
-from myllm_engine.sequence import Sequence
+from myllm_engine.sequence import Row, Sequence
 
 VOCAB = 3000
 NO_EOS: frozenset[int] = frozenset()
@@ -38,6 +39,12 @@ def make_sequence(params: SamplingParams, prompt=(1,), output=(), seed: int = 0)
     sequence = Sequence(request=request, index=0, seed=seed, max_total_tokens=10_000, detokenizer=None)
     sequence.token_ids += output
     return sequence
+
+
+def sample_sequences(logits: torch.Tensor, sequences: list[Sequence]) -> list[SampledToken | EngineError]:
+    """Draw the next token of each sequence, which no grammar constrains."""
+    rows = [Row(sequence) for sequence in sequences]
+    return sample(logits, rows, [None] * len(rows), eos_token_ids=NO_EOS)
 
 
 def warped(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
@@ -104,7 +111,7 @@ def test_each_row_is_filtered_by_its_own_parameters():
 def test_a_tiny_temperature_is_greedy(temperature):
     logits = torch.randn(2, VOCAB, generator=torch.Generator().manual_seed(4)) * 20
     sequences = [make_sequence(SamplingParams(temperature=temperature), seed=row) for row in range(2)]
-    tokens = sample(logits, sequences, eos_token_ids=NO_EOS)
+    tokens = sample_sequences(logits, sequences)
     assert [token.token_id for token in tokens] == logits.argmax(dim=-1).tolist()
 
 
@@ -112,7 +119,7 @@ def test_repetition_penalty_equals_transformers():
     logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(5))
     sequence = make_sequence(SamplingParams(repetition_penalty=1.3), prompt=[5, 6, 5], output=[7, 6])
     ours = logits[0].clone()
-    process_logits(ours, sequence, eos_token_ids=NO_EOS)
+    process_logits(ours, Row(sequence), None, eos_token_ids=NO_EOS)
     theirs = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([[5, 6, 5, 7, 6]]), logits.clone())
     torch.testing.assert_close(ours, theirs[0])
 
@@ -126,13 +133,14 @@ def test_penalties_bias_and_min_tokens_by_hand():
         stop_token_ids=[8],
     )
     row = torch.zeros(12)
-    process_logits(row, make_sequence(params, prompt=[7], output=[5, 6, 5]), eos_token_ids=frozenset({2}))
+    sequence = make_sequence(params, prompt=[7], output=[5, 6, 5])
+    process_logits(row, Row(sequence), None, eos_token_ids=frozenset({2}))
     expected = torch.zeros(12)
     expected[5], expected[6], expected[3], expected[9] = -1.25, -0.75, 2.0, -1.5
     expected[2] = expected[8] = -math.inf
     assert torch.equal(row, expected)
     row = torch.zeros(12)
-    process_logits(row, make_sequence(params, output=[5, 6, 5, 6]), eos_token_ids=frozenset({2}))
+    process_logits(row, Row(sequence, (6,)), None, eos_token_ids=frozenset({2}))
     assert row[2] == 0.0
 
 
@@ -194,9 +202,9 @@ def test_a_row_that_cannot_be_sampled_fails_alone():
     logits = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(9))
     logits[1, 7], logits[2, 7], logits[3] = math.nan, math.inf, -math.inf
     for params in (SamplingParams(), SamplingParams(temperature=0, logprobs=2), SamplingParams(min_tokens=3)):
-        tokens = sample(logits, [make_sequence(params, seed=row) for row in range(5)], eos_token_ids=NO_EOS)
+        tokens = sample_sequences(logits, [make_sequence(params, seed=row) for row in range(5)])
         assert [isinstance(token, GenerationError) for token in tokens] == [False, True, True, True, False]
-        alone = sample(logits[4:], [make_sequence(params, seed=4)], eos_token_ids=NO_EOS)
+        alone = sample_sequences(logits[4:], [make_sequence(params, seed=4)])
         assert tokens[4] == alone[0]
 
 
@@ -219,7 +227,7 @@ def test_extreme_parameters_still_give_a_token(fields):
     logits[2] = -math.inf  # as a constraint leaves it
     logits[2, 11] = 1.0
     sequences = [make_sequence(SamplingParams(**fields), prompt=[1, 5, 6], seed=row) for row in range(3)]
-    tokens = [token.token_id for token in sample(logits, sequences, eos_token_ids=NO_EOS)]
+    tokens = [token.token_id for token in sample_sequences(logits, sequences)]
     assert all(0 <= token < VOCAB for token in tokens)
     assert tokens[2] == 11
     if fields.get("temperature", 1.0) < 1e-5:
@@ -240,9 +248,9 @@ def test_a_row_is_drawn_alike_alone_and_in_a_batch():
         sequences = [
             make_sequence(params, output=range(position), seed=row) for row, params in enumerate(many)
         ]
-        together = [token.token_id for token in sample(logits, sequences, eos_token_ids=NO_EOS)]
+        together = [token.token_id for token in sample_sequences(logits, sequences)]
         alone = [
-            sample(logits[row : row + 1], [sequence], eos_token_ids=NO_EOS)[0].token_id
+            sample_sequences(logits[row : row + 1], [sequence])[0].token_id
             for row, sequence in enumerate(sequences)
         ]
         assert together == alone
@@ -252,13 +260,13 @@ def test_logprobs_are_of_the_unmodified_distribution():
     logits = torch.randn(2, VOCAB, generator=torch.Generator().manual_seed(7))
     unmodified = torch.log_softmax(logits, dim=-1)
     params = SamplingParams(temperature=0.2, top_k=3, logprobs=4, logit_bias={17: 100.0})
-    token, plain = sample(
-        logits, [make_sequence(params), make_sequence(SamplingParams(temperature=0))], eos_token_ids=NO_EOS
+    token, plain = sample_sequences(
+        logits, [make_sequence(params), make_sequence(SamplingParams(temperature=0))]
     )
     assert token.token_id == 17
     assert plain.logprob is None
     assert token.logprob.logprob == pytest.approx(float(unmodified[0, 17]))
     assert token.logprob.rank == int((unmodified[0] > unmodified[0, 17]).sum()) + 1
     assert [index for index, _ in token.logprob.top] == unmodified[0].topk(4).indices.tolist()
-    zero = sample(logits[:1], [make_sequence(SamplingParams(logprobs=0))], eos_token_ids=NO_EOS)[0]
+    zero = sample_sequences(logits[:1], [make_sequence(SamplingParams(logprobs=0))])[0]
     assert zero.logprob.top == ()
