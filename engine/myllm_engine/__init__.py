@@ -18,8 +18,9 @@ _wait_policy_came_late = "torch" in sys.modules and "OMP_WAIT_POLICY" not in os.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
+    from .async_engine import AsyncEngine
     from .config import EngineConfig, SpeculativeConfig
-    from .engine import AsyncEngine, Engine, EngineStats
+    from .engine import Engine, EngineStats
     from .errors import (
         ContextLengthError,
         EngineDeadError,
@@ -56,7 +57,7 @@ __all__ = [
 
 _MODULES = {
     "LLM": "llm",
-    "AsyncEngine": "engine",
+    "AsyncEngine": "async_engine",
     "CompletionOutput": "request",
     "ContextLengthError": "errors",
     "Engine": "engine",

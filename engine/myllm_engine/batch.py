@@ -7,7 +7,20 @@ from dataclasses import dataclass
 import torch
 
 from .scheduler import Scheduled
-from .sequence import Sequence
+from .sequence import Row, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """Name rows of logits that give the log-probabilities of a prompt's own tokens.
+
+    Attributes:
+        sequence: whose prompt.
+        targets: the tokens that the rows are about, one a row.
+    """
+
+    sequence: Sequence
+    targets: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +38,11 @@ class Batch:
         context_lens: tokens per sequence after this step, the new ones included.
         page_tables: pages per sequence, enough for `context_lens`.
         num_decodes: leading sequences with exactly one new token.
-        logits_index: `[R]` int64, places in `T` that need logits.
-        sampled: the `R` sequences that get a new token, in the order of `logits_index`.
+        logits_index: `[R]` int64, places in `T` that need logits: those of `rows`, then of `prompt_rows`.
+        rows: the places that get a new token; a sequence with drafts has one more than drafts.
+        prompt_rows: prompts that get log-probabilities.
+        hidden_index: `[H]` int64, places in `T` whose hidden states are pooled.
+        pooled: the sequences these belong to, with how many places each has.
         scheduled: the `S` parts of the step, in batch order.
     """
 
@@ -38,7 +54,10 @@ class Batch:
     page_tables: list[list[int]]
     num_decodes: int
     logits_index: torch.Tensor
-    sampled: list[Sequence]
+    rows: list[Row]
+    prompt_rows: list[PromptRows]
+    hidden_index: torch.Tensor
+    pooled: list[tuple[Sequence, int]]
     scheduled: list[Scheduled]
 
 
@@ -50,20 +69,19 @@ def build_batch(step: list[Scheduled], *, page_size: int, device: torch.device) 
     input_ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
-    logits_index: list[int] = []
-    sampled: list[Sequence] = []
     context_lens: list[int] = []
+    index = _Index()
     for item in ordered:
         sequence, start = item.sequence, item.sequence.num_computed
         end = start + item.num_tokens
+        index.add(item, at=len(input_ids))
         input_ids += sequence.token_ids[start:end]
+        if item.samples:
+            input_ids += sequence.drafts
         positions += range(start, end)
         pages = sequence.pages
         slots += [pages[place // page_size] * page_size + place % page_size for place in range(start, end)]
         context_lens.append(end)
-        if item.samples:
-            logits_index.append(len(input_ids) - 1)
-            sampled.append(sequence)
     tables = torch.tensor([input_ids, positions, slots], dtype=torch.int64).to(device, non_blocking=True)
     return Batch(
         input_ids=tables[0],
@@ -76,7 +94,44 @@ def build_batch(step: list[Scheduled], *, page_size: int, device: torch.device) 
             for item, end in zip(ordered, context_lens, strict=True)
         ],
         num_decodes=len(decodes),
-        logits_index=torch.tensor(logits_index, dtype=torch.int64, device=device),
-        sampled=sampled,
+        logits_index=torch.tensor(index.samples + index.prompts, dtype=torch.int64, device=device),
+        rows=index.rows,
+        prompt_rows=index.prompt_rows,
+        hidden_index=torch.tensor(index.hidden, dtype=torch.int64, device=device),
+        pooled=index.pooled,
         scheduled=ordered,
     )
+
+
+class _Index:
+    """Gather which places of a batch are of interest, and for what."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.samples: list[int] = []
+        self.prompt_rows: list[PromptRows] = []
+        self.prompts: list[int] = []
+        self.pooled: list[tuple[Sequence, int]] = []
+        self.hidden: list[int] = []
+
+    def add(self, item: Scheduled, *, at: int) -> None:
+        """Add a sequence whose new tokens begin at place `at` of the batch."""
+        sequence, start = item.sequence, item.sequence.num_computed
+        end = start + item.num_tokens
+        if sequence.wants_prompt_logprobs:
+            # The token at `place` has its log-probability in the row before. A preempted sequence has some.
+            first = max(start, len(sequence.prompt_logprobs) - 1)
+            last = min(end, sequence.num_prompt_tokens - 1)
+            if first < last:
+                targets = sequence.token_ids[first + 1 : last + 1]
+                self.prompt_rows.append(PromptRows(sequence, targets))
+                self.prompts += range(at + first - start, at + last - start)
+        if sequence.request.pooling is not None:
+            first = end - 1 if sequence.request.pooling == "last" else max(start, sequence.num_pooled)
+            if first < end and (item.samples or sequence.request.pooling == "mean"):
+                self.pooled.append((sequence, end - first))
+                self.hidden += range(at + first - start, at + item.num_tokens)
+        elif item.samples:
+            drafts = tuple(sequence.drafts)
+            self.rows += [Row(sequence, drafts[:count], len(drafts)) for count in range(len(drafts) + 1)]
+            self.samples += range(at + item.num_tokens - len(drafts) - 1, at + item.num_tokens)

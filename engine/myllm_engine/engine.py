@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
+import dataclasses
 import logging
 import time
-import weakref
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
+import torch
+
 from . import _wait_policy_came_late
-from .batch import build_batch
+from .batch import Batch, build_batch
 from .config import EngineConfig
 from .detokenizer import Detokenizer
-from .errors import ContextLengthError, EngineError, InvalidRequestError, QueueFullError
-from .loop import EngineLoop, OutputStream
+from .errors import ContextLengthError, EngineError, InvalidRequestError
+from .groups import BestOfGroup, Group
 from .models.load import choose_device, choose_dtype, load_model
 from .models.source import resolve_model
-from .request import CompletionOutput, Request, RequestOutput
+from .request import Request, RequestOutput
 from .runner import ModelRunner
-from .sampler import SampledToken, derive_seed, sample
+from .sampler import SampledToken, derive_seed, prompt_logprobs, sample
 from .scheduler import Scheduler
-from .sequence import PreparedRequest, Row, Sequence
+from .sequence import PreparedRequest, Sequence
+from .speculative import NgramProposer, Speculator
 from .structured import GrammarCompiler, allowed_tokens
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -38,8 +39,12 @@ class EngineStats:
         num_running: sequences that hold pages.
         num_waiting: sequences that wait for pages or for their turn.
         kv_pages_total: pages of the KV cache, the reserved one left out.
-        kv_pages_free: those that no sequence holds.
+        kv_pages_free: those that no sequence holds; they may hold cached prefixes.
         num_preemptions: times that a running sequence had to give up its pages.
+        prefix_queried_tokens_total: prompt tokens that were looked up in the prefix cache.
+        prefix_cached_tokens_total: those that were found.
+        draft_tokens_total: tokens that speculation proposed.
+        accepted_tokens_total: those that were right.
         prompt_tokens_total: prompt tokens of the requests accepted.
         generation_tokens_total: tokens generated.
     """
@@ -49,6 +54,10 @@ class EngineStats:
     kv_pages_total: int
     kv_pages_free: int
     num_preemptions: int
+    prefix_queried_tokens_total: int
+    prefix_cached_tokens_total: int
+    draft_tokens_total: int
+    accepted_tokens_total: int
     prompt_tokens_total: int
     generation_tokens_total: int
 
@@ -87,7 +96,8 @@ class Engine:
             self._runner.pool, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=budget
         )
         self._grammars = GrammarCompiler(self.tokenizer, self.vocab_size)
-        self._requests: dict[str, list[Sequence]] = {}
+        self._groups: dict[str, Group] = {}
+        self._speculator = self._make_speculator()
         self._num_requests = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
@@ -100,6 +110,13 @@ class Engine:
             self._runner.pool.num_total * config.page_size,
             time.perf_counter() - started,
         )
+
+    def _make_speculator(self) -> Speculator | None:
+        wanted = self.config.speculative
+        if wanted is None:
+            return None
+        proposer = NgramProposer(min_ngram=wanted.min_ngram, max_ngram=wanted.max_ngram)
+        return Speculator(proposer, wanted.num_tokens)
 
     def validate(self, request: Request) -> None:
         """Check a request against the model; see `prepare`."""
@@ -119,6 +136,7 @@ class Engine:
             ("prompt", request.prompt_token_ids),
             ("stop_token_ids", params.stop_token_ids),
             ("logit_bias", params.logit_bias),
+            ("allowed_token_ids", params.allowed_token_ids),
         ):
             largest = max(ids, default=0)
             if largest >= self.vocab_size:
@@ -127,7 +145,8 @@ class Engine:
                     param=name,
                 )
         prompt_tokens = len(request.prompt_token_ids)
-        if prompt_tokens + (params.max_tokens or 1) > self.max_model_len:
+        needed = 0 if request.pooling else (params.max_tokens or 1)
+        if prompt_tokens + needed > self.max_model_len:
             raise ContextLengthError.for_model(
                 prompt_tokens=prompt_tokens, max_tokens=params.max_tokens, limit=self.max_model_len
             )
@@ -142,15 +161,26 @@ class Engine:
         """
         prepared = request if isinstance(request, PreparedRequest) else self.prepare(request)
         request = prepared.request
-        if request.request_id in self._requests:
+        if request.request_id in self._groups:
             raise InvalidRequestError(f"A request with the id {request.request_id!r} is in flight already")
         params = request.params
+        ranked = params.num_sequences > params.n
+        # Ranking needs log-probabilities, whether or not the answer shows them.
+        inner = request if not ranked else _with_logprobs(request)
+        sequences = self._make_sequences(inner, prepared)
+        self._groups[request.request_id] = (BestOfGroup if ranked else Group)(request, sequences)
+        for sequence in sequences:
+            self._scheduler.add(sequence)
+        self._num_requests += 1
+        self._prompt_tokens += len(request.prompt_token_ids)
+
+    def _make_sequences(self, request: Request, prepared: PreparedRequest) -> list[Sequence]:
+        params = request.params
         seed = derive_seed(self.config.seed, self._num_requests) if params.seed is None else params.seed
-        prompt_tokens = len(request.prompt_token_ids)
         limit = self.max_model_len
         if params.max_tokens is not None:
-            limit = min(limit, prompt_tokens + params.max_tokens)
-        sequences = [
+            limit = min(limit, len(request.prompt_token_ids) + params.max_tokens)
+        return [
             Sequence(
                 request=request,
                 index=index,
@@ -164,32 +194,32 @@ class Engine:
                     include_stop=params.include_stop_str_in_output,
                 ),
                 matcher=None if prepared.matcher is None else prepared.matcher.copy(),
+                salt=self._salt(request),
             )
-            for index in range(params.n)
+            for index in range(1 if request.pooling else params.num_sequences)
         ]
-        self._requests[request.request_id] = sequences
-        for sequence in sequences:
-            self._scheduler.add(sequence)
-        self._num_requests += 1
-        self._prompt_tokens += prompt_tokens
+
+    def _salt(self, request: Request) -> bytes:
+        """Return what the keys of a request's cached pages begin with: whoever shares it shares pages.
+
+        Without prefix caching that is the request alone: its sequences begin alike.
+        """
+        owner = None if self.config.enable_prefix_caching else request.request_id
+        return repr((request.lora, request.cache_salt, owner)).encode()
 
     def abort(self, request_id: str) -> RequestOutput | None:
-        """End a request and free its pages.
+        """End a request and give its pages back.
 
         Return its last output, or None when no such request is in flight.
         """
-        sequences = self._requests.pop(request_id, None)
-        if sequences is None:
+        group = self._groups.pop(request_id, None)
+        if group is None:
             return None
-        outputs = []
-        for sequence in sequences:
+        for sequence in group.sequences:
             if sequence.finish_reason is None:
-                sequence.finish_reason = "abort"
                 self._scheduler.remove(sequence)
-                text = sequence.detokenizer.finish()
-                outputs.append(CompletionOutput(index=sequence.index, text=text, finish_reason="abort"))
-        request = sequences[0].request
-        return RequestOutput(request_id, request.prompt_token_ids, outputs, finished=True)
+        outputs = group.abort()
+        return RequestOutput(request_id, group.request.prompt_token_ids, outputs, finished=True)
 
     def has_unfinished(self) -> bool:
         """Tell whether a step would do something."""
@@ -200,177 +230,125 @@ class Engine:
 
         A request that cannot go on ends with an output whose `error` is set; the others do not notice.
         """
+        started = time.perf_counter()
+        if self._speculator is not None:
+            self._speculator.propose([item for item in self._scheduler.running if item.matcher is None])
         scheduled = self._scheduler.schedule()
         if not scheduled:
             return []
         batch = build_batch(scheduled, page_size=self.config.page_size, device=self._runner.torch_device)
-        logits = self._runner.forward(batch)
+        logits, hidden = self._runner.forward(batch)
         for item in batch.scheduled:
             item.sequence.num_computed += item.num_tokens
-        if not batch.sampled:
-            return []
-        rows = [Row(sequence) for sequence in batch.sampled]
-        tokens = sample(logits, rows, allowed_tokens(rows), eos_token_ids=self.tokenizer.eos_token_ids)
-        return self._collect(batch.sampled, tokens)
+        outputs: dict[str, RequestOutput] = {}
+        if batch.prompt_rows:
+            self._keep_prompt_logprobs(batch, logits)
+        if hidden is not None:
+            self._pool(batch, hidden, outputs)
+        if batch.rows:
+            tokens = sample(
+                logits[: len(batch.rows)],
+                batch.rows,
+                allowed_tokens(batch.rows),
+                eos_token_ids=self.tokenizer.eos_token_ids,
+            )
+            self._collect(batch, tokens, outputs)
+        if self._speculator is not None:
+            self._speculator.observe(batch, time.perf_counter() - started)
+        return list(outputs.values())
 
     def stats(self) -> EngineStats:
         """Return the counters of this moment; may be called from any thread."""
-        pool = self._runner.pool
+        pool, scheduler, speculator = self._runner.pool, self._scheduler, self._speculator
         return EngineStats(
-            num_running=len(self._scheduler.running),
-            num_waiting=len(self._scheduler.waiting),
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
             kv_pages_total=pool.num_total,
             kv_pages_free=pool.num_free,
-            num_preemptions=self._scheduler.num_preemptions,
+            num_preemptions=scheduler.num_preemptions,
+            prefix_queried_tokens_total=scheduler.num_queried_tokens,
+            prefix_cached_tokens_total=scheduler.num_cached_tokens,
+            draft_tokens_total=speculator.num_drafted if speculator else 0,
+            accepted_tokens_total=speculator.num_accepted if speculator else 0,
             prompt_tokens_total=self._prompt_tokens,
             generation_tokens_total=self._generation_tokens,
         )
 
+    def _keep_prompt_logprobs(self, batch: Batch, logits: torch.Tensor) -> None:
+        start = len(batch.rows)
+        for rows in batch.prompt_rows:
+            end = start + len(rows.targets)
+            count = rows.sequence.params.prompt_logprobs or 0
+            rows.sequence.prompt_logprobs += prompt_logprobs(logits[start:end], rows.targets, count)
+            start = end
+
+    def _pool(self, batch: Batch, hidden: torch.Tensor, outputs: dict[str, RequestOutput]) -> None:
+        """Add hidden states to the embeddings of their requests, and hand out those that are complete."""
+        start = 0
+        for sequence, count in batch.pooled:
+            total = hidden[start : start + count].float().sum(dim=0)
+            start += count
+            sequence.pooled = total if sequence.pooled is None else sequence.pooled + total
+            sequence.num_pooled = sequence.num_computed
+            if sequence.num_uncomputed == 0:
+                sequence.finish_reason = "stop"
+                output = self._output(sequence.request.request_id, outputs)
+                # Sum and mean have one direction.
+                output.embedding = torch.nn.functional.normalize(sequence.pooled, dim=0).tolist()
+                self._scheduler.remove(sequence)
+                self._close(output)
+
     def _collect(
-        self, sequences: list[Sequence], tokens: list[SampledToken | EngineError]
-    ) -> list[RequestOutput]:
-        outputs: dict[str, RequestOutput] = {}
-        for sequence, token in zip(sequences, tokens, strict=True):
+        self, batch: Batch, tokens: list[SampledToken | EngineError], outputs: dict[str, RequestOutput]
+    ) -> None:
+        """Give each sequence what was drawn for it."""
+        index = 0
+        while index < len(tokens):
+            sequence, count = batch.rows[index].sequence, batch.rows[index].num_drafted + 1
+            drawn = tokens[index : index + count]
+            index += count
             request = sequence.request
-            if request.request_id not in self._requests:  # another of its sequences has just failed
+            group = self._groups.get(request.request_id)
+            if group is None:  # another of its sequences has just failed
                 continue
+            before = len(sequence.token_ids)
+            output = self._output(request.request_id, outputs)
             try:
-                new = self._append(sequence, token)
+                output.outputs += group.collect(sequence, drawn, self.tokenizer.eos_token_ids)
             except EngineError as error:  # this request's alone, and no reason to end the others
                 self.abort(request.request_id)
-                outputs[request.request_id] = RequestOutput(
-                    request.request_id, request.prompt_token_ids, [], finished=True, error=error
-                )
+                output.outputs, output.error, output.finished = [], error, True
                 continue
-            output = outputs.get(request.request_id)
-            if output is None:
-                output = RequestOutput(request.request_id, request.prompt_token_ids, [])
-                outputs[request.request_id] = output
-            output.outputs.append(new)
+            self._generation_tokens += len(sequence.token_ids) - before
             if sequence.finish_reason is not None:
                 self._scheduler.remove(sequence)
-        self._generation_tokens += len(tokens)
-        for request_id, output in outputs.items():
-            output.outputs.sort(key=lambda item: item.index)
-            if output.error is None and all(
-                sequence.finish_reason is not None for sequence in self._requests[request_id]
-            ):
-                output.finished = True
-                del self._requests[request_id]
-        return list(outputs.values())
+            if group.finished:
+                self._close(output)
+        for request_id in [key for key, output in outputs.items() if not (output.outputs or output.finished)]:
+            del outputs[request_id]
 
-    def _append(self, sequence: Sequence, token: SampledToken | EngineError) -> CompletionOutput:
-        if isinstance(token, EngineError):
-            raise token
-        new = sequence.append(token.token_id, self.tokenizer.eos_token_ids)
-        if token.logprob is not None:
-            new.logprobs = [token.logprob]
-        return new
-
-
-class AsyncEngine:
-    """Run an `Engine` in a thread of its own, for any number of event loops.
-
-    Args:
-        config: what to load and how to run it.
-
-    Attributes:
-        config: as given.
-        tokenizer: of the model.
-        model_name: short name, such as "SmolLM2-135M-Instruct".
-        max_model_len: tokens that prompt and completion may have together.
-        vocab_size: width of the logits.
-        device: such as "cpu" or "cuda:0".
-        dtype: such as "bfloat16".
-
-    Raises:
-        ModelLoadError: from the constructor, which loads the model and blocks meanwhile.
-    """
-
-    def __init__(self, config: EngineConfig) -> None:
-        engine = Engine(config)
-        self.config = config
-        self.tokenizer = engine.tokenizer
-        self.model_name = engine.model_name
-        self.max_model_len = engine.max_model_len
-        self.vocab_size = engine.vocab_size
-        self.device = engine.device
-        self.dtype = engine.dtype
-        self._engine = engine
-        self._loop = EngineLoop(engine)
-        # Also at interpreter exit: a thread inside torch while the interpreter goes down can crash the
-        # process.
-        self._finalizer = weakref.finalize(self, self._loop.close)
-
-    @property
-    def error(self) -> BaseException | None:
-        """Return what ended the step loop; None while healthy."""
-        return self._loop.error
-
-    def validate(self, request: Request) -> None:
-        """Check a request against the model; see `Engine.prepare`. May be called from any thread."""
-        self._engine.validate(request)
-
-    async def submit(self, request: Request) -> AsyncGenerator[RequestOutput]:
-        """Queue a request and iterate over its outputs, the last of which has `finished` set.
-
-        Closing the iterator, or cancelling the task that waits in it, aborts the request and frees its pages.
-        A reader slower than the engine gets several steps' outputs joined to one.
-
-        Raises:
-            InvalidRequestError, ContextLengthError: see `Engine.prepare`, or `n` is more than may ever wait;
-                nothing was queued.
-            QueueFullError: `max_queue` sequences wait already.
-            ConstraintError: the constraint became too complex to follow in the middle of the text.
-            GenerationError: the model's logits for this request are not numbers that can be sampled from.
-            EngineDeadError: the engine is closed or died, before or while the request ran.
-        """
-        if request.params.structured is None:
-            prepared = self._engine.prepare(request)
-        else:  # compiling takes from 1 ms to seconds, which neither the event loop nor the engine may wait
-            prepared = await asyncio.to_thread(self._engine.prepare, request)
-        self._check_queue(request)
-        stream = OutputStream(request, asyncio.get_running_loop())
-        self._loop.open(prepared, stream)
-        try:
-            while not stream.finished:
-                yield await stream.get()
-        finally:
-            if not stream.finished:
-                self._loop.abort(request.request_id, deliver=False)
-
-    def abort(self, request_id: str) -> None:
-        """End a request; its iterator gets a last output with the finish reason "abort".
-
-        Unknown ids do nothing.
-        """
-        self._loop.abort(request_id, deliver=True)
-
-    def stats(self) -> EngineStats:
-        """Return the counters of this moment."""
-        return self._engine.stats()
-
-    def close(self) -> None:
-        """Stop the thread after its current step; unfinished requests fail with EngineDeadError.
-
-        May be repeated.
-        """
-        self._finalizer()
-
-    def _check_queue(self, request: Request) -> None:
-        limit = self.config.max_queue
-        if limit is None:
-            return
-        room = self.config.max_num_seqs + limit
-        if request.params.n > room:
-            raise InvalidRequestError(
-                f"`n` ({request.params.n}) must not be above {room}, the number of sequences that may run "
-                f"and wait together (`max_num_seqs` {self.config.max_num_seqs} + `max_queue` {limit})",
-                param="n",
+    def _output(self, request_id: str, outputs: dict[str, RequestOutput]) -> RequestOutput:
+        """Return the output of this step for a request, made when first asked for."""
+        if request_id not in outputs:
+            group = self._groups[request_id]
+            first = group.sequences[0]
+            outputs[request_id] = RequestOutput(
+                request_id,
+                group.request.prompt_token_ids,
+                [],
+                num_cached_tokens=first.num_cached_tokens or 0,
+                prompt_logprobs=None
+                if group.request.params.prompt_logprobs is None
+                else first.prompt_logprobs,
             )
-        unfinished = self._loop.num_sequences
-        if unfinished + request.params.n > room:
-            raise QueueFullError(
-                f"{unfinished} sequences run or wait, and no more than {room} may "
-                f"(`max_num_seqs` {self.config.max_num_seqs} + `max_queue` {limit}): try again later"
-            )
+        return outputs[request_id]
+
+    def _close(self, output: RequestOutput) -> None:
+        output.outputs.sort(key=lambda item: item.index)
+        output.finished = True
+        del self._groups[output.request_id]
+
+
+def _with_logprobs(request: Request) -> Request:
+    logprobs = request.params.logprobs or 0
+    return dataclasses.replace(request, params=dataclasses.replace(request.params, logprobs=logprobs))

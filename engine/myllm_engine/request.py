@@ -249,6 +249,8 @@ class Request:
             earlier request comes first.
         lora: name of the LoRA adapter to use; None: the model as it is.
         cache_salt: requests share cached prefixes only with requests of the same salt.
+        pooling: make an embedding of the prompt instead of a completion: "last" takes the hidden state of the
+            last token, "mean" the mean over all tokens; either is normalised to length 1.
     """
 
     prompt_token_ids: list[int]
@@ -257,12 +259,18 @@ class Request:
     priority: int = 0
     lora: str | None = None
     cache_salt: str | None = None
+    pooling: Literal["last", "mean"] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:
             raise InvalidRequestError("The prompt is empty: it needs at least one token", param="prompt")
         object.__setattr__(self, "prompt_token_ids", list(_token_ids("prompt", self.prompt_token_ids)))
         _check_int("priority", self.priority, low=-_MAX_SEED - 1, high=_MAX_SEED)
+        if self.pooling not in (None, "last", "mean"):
+            raise InvalidRequestError(
+                f"`pooling` must be 'last' or 'mean', or None for a completion; got {self.pooling!r}",
+                param="pooling",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +333,7 @@ class RequestOutput:
         prompt_logprobs: an entry per prompt token, None for the first; on the request's first output, when
             asked for.
         num_cached_tokens: prompt tokens whose keys and values were found in the prefix cache.
+        embedding: `[hidden_size]`, of a request with `pooling`.
         error: why the request could not be brought to its end; None unless it failed. `AsyncEngine.submit`
             and `LLM` raise it.
     """
@@ -335,6 +344,7 @@ class RequestOutput:
     finished: bool = False
     prompt_logprobs: list[TokenLogprob | None] | None = None
     num_cached_tokens: int = 0
+    embedding: list[float] | None = None
     error: EngineError | None = None
 
     def extend(self, new: RequestOutput) -> None:
@@ -348,6 +358,7 @@ class RequestOutput:
         self.outputs.sort(key=lambda output: output.index)
         self.finished = self.finished or new.finished
         self.prompt_logprobs = self.prompt_logprobs or new.prompt_logprobs
+        self.embedding = self.embedding or new.embedding
         self.num_cached_tokens = max(self.num_cached_tokens, new.num_cached_tokens)
         self.error = self.error or new.error
 

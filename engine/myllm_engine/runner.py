@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from transformers import PreTrainedModel
 
 from .attention import make_backend
 from .attention.backend import AttentionBackend
@@ -21,6 +24,17 @@ from .models.load import LoadedModel
 logger = logging.getLogger(__name__)
 
 _CPU_PROBE_TOKENS = 16
+
+
+@contextmanager
+def _last_hidden_state(model: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
+    """Gather what the model below its head returns: `[T, hidden_size]`, one for each call in the block."""
+    seen: list[torch.Tensor] = []
+    handle = model.base_model.register_forward_hook(lambda _, __, output: seen.append(output[0][0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 class ModelRunner:
@@ -64,10 +78,19 @@ class ModelRunner:
         self._backend: AttentionBackend = make_backend(cache)
 
     @torch.inference_mode()
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Store the batch's keys and values and return the logits `[R, vocab_size]` that it asks for."""
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Store the batch's keys and values, and return what it asks for.
+
+        Returns:
+            Logits `[R, vocab_size]`, and the hidden states `[H, hidden_size]` after the last layer's norm, or
+            None when none are wanted.
+        """
         self._backend.plan(batch)
-        return self._run(self._backend, batch.input_ids, batch.positions, batch.logits_index)
+        if not batch.pooled:
+            return self._run(self._backend, batch.input_ids, batch.positions, batch.logits_index), None
+        with _last_hidden_state(self._model) as seen:
+            logits = self._run(self._backend, batch.input_ids, batch.positions, batch.logits_index)
+        return logits, seen[0][batch.hidden_index]
 
     def _run(
         self,

@@ -253,6 +253,13 @@ def _mix32(state: torch.Tensor, key: torch.Tensor | int = 0) -> torch.Tensor:
     return state
 
 
+def prompt_logprobs(logits: torch.Tensor, target_ids: list[int], count: int) -> list[TokenLogprob]:
+    """Return the log-probability of each target token under its row of `logits` `[R, vocab_size]`."""
+    targets = torch.tensor(target_ids, device=logits.device)
+    params = [SamplingParams(logprobs=count)] * len(target_ids)
+    return [item for item in _logprobs(logits, targets, params) if item is not None]
+
+
 def _logprobs(
     logits: torch.Tensor, token_ids: torch.Tensor, params: SequenceOf[SamplingParams]
 ) -> list[TokenLogprob | None]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from .detokenizer import Detokenizer
-from .request import CompletionOutput, FinishReason, Request, SamplingParams
+from .request import CompletionOutput, FinishReason, Request, SamplingParams, TokenLogprob
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 
 class Matcher(Protocol):
@@ -54,6 +55,16 @@ class Sequence:
         pages: KV pages held, in order.
         finish_reason: None while it runs.
         stop_reason: stop string or stop token id that ended it.
+        arrival: orders it among those of the same priority.
+        salt: what its keys in the prefix cache begin with.
+        page_keys: of its whole pages; see `kv_cache.page_keys`.
+        num_known_pages: leading pages that can be found by their keys.
+        num_cached_tokens: prompt tokens that it found in the prefix cache; None until it is admitted.
+        drafts: tokens that are proposed to follow, to be verified by the next step.
+        prompt_logprobs: of the prompt's tokens so far.
+        pooled: sum of the hidden states of the prompt's tokens so far, or the last one's, `[hidden_size]`.
+        num_pooled: prompt tokens that are in `pooled`.
+        cumulative_logprob: of the completion, where the request ranks completions.
     """
 
     request: Request
@@ -67,6 +78,16 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    arrival: int = 0
+    salt: bytes = b""
+    page_keys: list[bytes] = field(default_factory=list)
+    num_known_pages: int = 0
+    num_cached_tokens: int | None = None
+    drafts: list[int] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
+    pooled: torch.Tensor | None = None
+    num_pooled: int = 0
+    cumulative_logprob: float = 0.0
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
@@ -90,6 +111,17 @@ class Sequence:
     def num_uncomputed(self) -> int:
         """Return how many tokens the model has still to read; 1 while decoding."""
         return len(self.token_ids) - self.num_computed
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Tell whether log-probabilities of the prompt are still to be computed; the first sequence does."""
+        wanted = self.params.prompt_logprobs is not None and self.index == 0
+        return wanted and len(self.prompt_logprobs) < self.num_prompt_tokens
+
+    @property
+    def needs_every_token(self) -> bool:
+        """Tell whether the model must read every token of the prompt, wherever its keys and values lie."""
+        return self.wants_prompt_logprobs or self.request.pooling == "mean"
 
     def append(self, token_id: int, eos_token_ids: frozenset[int]) -> CompletionOutput:
         """Add a generated token, decide whether the sequence ends with it, and return what is new.
@@ -132,10 +164,12 @@ class Row:
     Attributes:
         sequence: whose token is drawn.
         drafts: proposed tokens between `sequence.token_ids` and this place; empty without speculation.
+        num_drafted: proposed tokens of the sequence in all, in this step.
     """
 
     sequence: Sequence
     drafts: tuple[int, ...] = ()
+    num_drafted: int = 0
 
     @property
     def position(self) -> int:

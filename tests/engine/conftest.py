@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from myllm_engine.async_engine import AsyncEngine
 from myllm_engine.config import EngineConfig
-from myllm_engine.engine import AsyncEngine, Engine
+from myllm_engine.engine import Engine
 from myllm_engine.models.source import resolve_model
 from myllm_engine.tokenizer import Tokenizer, load_tokenizer
 

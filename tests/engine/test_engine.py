@@ -206,11 +206,12 @@ def test_a_request_whose_logits_are_no_numbers_fails_alone(engine, monkeypatch):
     forward = engine._runner.forward
 
     def broken(batch):
-        logits = forward(batch).clone()
-        for row, sequence in enumerate(batch.sampled):
+        logits, hidden = forward(batch)
+        logits = logits.clone()
+        for row, sequence in enumerate(row.sequence for row in batch.rows):
             if sequence.request.request_id == "bad" and sequence.num_output_tokens == 2:
                 logits[row] = float("nan")
-        return logits
+        return logits, hidden
 
     prompt = engine.tokenizer.encode("The capital of France is")
     alone = run(engine, [request("good", prompt)])["good"]

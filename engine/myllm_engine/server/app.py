@@ -8,7 +8,7 @@ from importlib import metadata
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from ..engine import AsyncEngine
+from ..async_engine import AsyncEngine
 from . import system
 from .auth import ApiKeyMiddleware
 from .body_limit import BodyLimitMiddleware

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from fastapi import Request as HttpRequest
 
-from ..engine import AsyncEngine
+from ..async_engine import AsyncEngine
 from ..errors import InvalidRequestError
 from ..request import CompletionOutput, FinishReason, Request, RequestOutput, TokenLogprob
 from .errors import ClientDisconnectedError, invalid

@@ -20,7 +20,7 @@ from ..errors import ModelLoadError
 from .lifetime import exit_despite_threads
 
 if TYPE_CHECKING:
-    from ..engine import AsyncEngine
+    from ..async_engine import AsyncEngine
     from .settings import ServerSettings
 
 _BACKLOG = 2048
@@ -151,7 +151,7 @@ def _load(config: EngineConfig) -> AsyncEngine:
     # transformers draws a bar for each step of loading. tqdm reads this when it is imported, in this process
     # by nobody before; the bars of downloads have a switch of their own and stay.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from ..engine import AsyncEngine
+    from ..async_engine import AsyncEngine
 
     try:
         return AsyncEngine(config)

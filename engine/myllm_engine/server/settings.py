@@ -11,7 +11,7 @@ from fastapi import Depends, Request
 from .workers import Workers
 
 if TYPE_CHECKING:
-    from ..engine import AsyncEngine
+    from ..async_engine import AsyncEngine
 
 # What an HTTP header carries unchanged and a shell or a list of keys in a variable does not split.
 _KEY = re.compile(r"[!-~]+")

@@ -1,0 +1,121 @@
+"""Run an engine in a thread of its own, for any number of event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncGenerator
+
+from .config import EngineConfig
+from .engine import Engine, EngineStats
+from .errors import InvalidRequestError, QueueFullError
+from .loop import EngineLoop, OutputStream
+from .request import Request, RequestOutput
+
+
+class AsyncEngine:
+    """Run an `Engine` in a thread of its own, for any number of event loops.
+
+    Args:
+        config: what to load and how to run it.
+
+    Attributes:
+        config: as given.
+        tokenizer: of the model.
+        model_name: short name, such as "SmolLM2-135M-Instruct".
+        max_model_len: tokens that prompt and completion may have together.
+        vocab_size: width of the logits.
+        device: such as "cpu" or "cuda:0".
+        dtype: such as "bfloat16".
+
+    Raises:
+        ModelLoadError: from the constructor, which loads the model and blocks meanwhile.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        engine = Engine(config)
+        self.config = config
+        self.tokenizer = engine.tokenizer
+        self.model_name = engine.model_name
+        self.max_model_len = engine.max_model_len
+        self.vocab_size = engine.vocab_size
+        self.device = engine.device
+        self.dtype = engine.dtype
+        self._engine = engine
+        self._loop = EngineLoop(engine)
+        # Also at interpreter exit: a thread inside torch while the interpreter goes down can crash the
+        # process.
+        self._finalizer = weakref.finalize(self, self._loop.close)
+
+    @property
+    def error(self) -> BaseException | None:
+        """Return what ended the step loop; None while healthy."""
+        return self._loop.error
+
+    def validate(self, request: Request) -> None:
+        """Check a request against the model; see `Engine.prepare`. May be called from any thread."""
+        self._engine.validate(request)
+
+    async def submit(self, request: Request) -> AsyncGenerator[RequestOutput]:
+        """Queue a request and iterate over its outputs, the last of which has `finished` set.
+
+        Closing the iterator, or cancelling the task that waits in it, aborts the request and frees its pages.
+        A reader slower than the engine gets several steps' outputs joined to one.
+
+        Raises:
+            InvalidRequestError, ContextLengthError: see `Engine.prepare`, or `n` is more than may ever wait;
+                nothing was queued.
+            QueueFullError: `max_queue` sequences wait already.
+            ConstraintError: the constraint became too complex to follow in the middle of the text.
+            GenerationError: the model's logits for this request are not numbers that can be sampled from.
+            EngineDeadError: the engine is closed or died, before or while the request ran.
+        """
+        if request.params.structured is None:
+            prepared = self._engine.prepare(request)
+        else:  # compiling takes from 1 ms to seconds, which neither the event loop nor the engine may wait
+            prepared = await asyncio.to_thread(self._engine.prepare, request)
+        self._check_queue(request)
+        stream = OutputStream(request, asyncio.get_running_loop())
+        self._loop.open(prepared, stream)
+        try:
+            while not stream.finished:
+                yield await stream.get()
+        finally:
+            if not stream.finished:
+                self._loop.abort(request.request_id, deliver=False)
+
+    def abort(self, request_id: str) -> None:
+        """End a request; its iterator gets a last output with the finish reason "abort".
+
+        Unknown ids do nothing.
+        """
+        self._loop.abort(request_id, deliver=True)
+
+    def stats(self) -> EngineStats:
+        """Return the counters of this moment."""
+        return self._engine.stats()
+
+    def close(self) -> None:
+        """Stop the thread after its current step; unfinished requests fail with EngineDeadError.
+
+        May be repeated.
+        """
+        self._finalizer()
+
+    def _check_queue(self, request: Request) -> None:
+        limit = self.config.max_queue
+        if limit is None:
+            return
+        room = self.config.max_num_seqs + limit
+        if request.params.n > room:
+            raise InvalidRequestError(
+                f"`n` ({request.params.n}) must not be above {room}, the number of sequences that may run "
+                f"and wait together (`max_num_seqs` {self.config.max_num_seqs} + `max_queue` {limit})",
+                param="n",
+            )
+        unfinished = self._loop.num_sequences
+        if unfinished + request.params.n > room:
+            raise QueueFullError(
+                f"{unfinished} sequences run or wait, and no more than {room} may "
+                f"(`max_num_seqs` {self.config.max_num_seqs} + `max_queue` {limit}): try again later"
+            )
