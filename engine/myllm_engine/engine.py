@@ -22,13 +22,15 @@ from .runner import ModelRunner
 from .sampler import SampledToken, derive_seed, prompt_logprobs, sample
 from .scheduler import Scheduler
 from .sequence import PreparedRequest, Sequence
-from .speculative import NgramProposer, Speculator
+from .speculative import make_speculator
 from .structured import GrammarCompiler, allowed_tokens
 from .tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
 _BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
+# Rows of logits that prompts may take in one step: each is as wide as the vocabulary.
+_PROMPT_LOGITS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,21 +85,26 @@ class Engine:
         self.config = config
         source = resolve_model(config.model)
         device = choose_device(config.device)
-        loaded = load_model(config, source, device=device, dtype=choose_dtype(config.dtype, device))
+        dtype = choose_dtype(config.dtype, device)
+        loaded = load_model(config, source, device=device, dtype=dtype)
         self.tokenizer: Tokenizer = load_tokenizer(config, source, eos_token_ids=loaded.eos_token_ids)
         self.model_name = loaded.name
         self.vocab_size = loaded.vocab_size
         budget = config.max_num_batched_tokens or max(_BATCHED_TOKENS[device.type], config.max_num_seqs)
+        # First: the KV cache of the model itself takes what is left.
+        self._speculator = make_speculator(config, self.tokenizer, device=device, dtype=dtype, budget=budget)
         self._runner = ModelRunner(loaded, config, max_num_batched_tokens=budget)
         self.max_model_len = self._runner.max_model_len
         self.device = str(device)
         self.dtype = str(self._runner.dtype).removeprefix("torch.")
         self._scheduler = Scheduler(
-            self._runner.pool, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=budget
+            self._runner.pool,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=budget,
+            max_num_logits=max(config.max_num_seqs, _PROMPT_LOGITS),
         )
         self._grammars = GrammarCompiler(self.tokenizer, self.vocab_size)
         self._groups: dict[str, Group] = {}
-        self._speculator = self._make_speculator()
         self._num_requests = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
@@ -110,13 +117,6 @@ class Engine:
             self._runner.pool.num_total * config.page_size,
             time.perf_counter() - started,
         )
-
-    def _make_speculator(self) -> Speculator | None:
-        wanted = self.config.speculative
-        if wanted is None:
-            return None
-        proposer = NgramProposer(min_ngram=wanted.min_ngram, max_ngram=wanted.max_ngram)
-        return Speculator(proposer, wanted.num_tokens)
 
     def validate(self, request: Request) -> None:
         """Check a request against the model; see `prepare`."""

@@ -58,6 +58,11 @@ def num_pages(
     return max(min(useful, int(budget // page_bytes)), 2)
 
 
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that can be allocated on a device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
 def available_memory() -> int:
     """Return the bytes of main memory that can be used without swapping."""
     meminfo = Path("/proc/meminfo")

@@ -39,7 +39,7 @@ class PreparedRequest:
     matcher: Matcher | None = None
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Sequence:
     """One of the `n` completions of a request.
 

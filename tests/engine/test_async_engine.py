@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from myllm_engine.config import EngineConfig
 from myllm_engine.async_engine import AsyncEngine
+from myllm_engine.config import EngineConfig
 from myllm_engine.errors import ContextLengthError, EngineDeadError, InvalidRequestError, QueueFullError
 from myllm_engine.request import Request, SamplingParams
 

@@ -6,7 +6,7 @@ So greedy text, seeded text and the distribution of samples are what they are wi
 the logits are equal.
 """
 
+from .build import make_speculator
 from .control import Speculator
-from .ngram import NgramProposer
 
-__all__ = ["NgramProposer", "Speculator"]
+__all__ = ["Speculator", "make_speculator"]

@@ -15,8 +15,8 @@ import httpx
 import pytest
 import uvicorn
 
-from myllm_engine.config import EngineConfig
 from myllm_engine.async_engine import AsyncEngine
+from myllm_engine.config import EngineConfig
 from myllm_engine.engine import EngineStats
 from myllm_engine.request import CompletionOutput, Request, RequestOutput, TokenLogprob
 from myllm_engine.server.app import build_app

@@ -1,0 +1,100 @@
+"""Check that speculation changes nothing but the number of steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import pytest
+
+from myllm_engine import EngineConfig, ModelLoadError, Request, SamplingParams, SpeculativeConfig
+from myllm_engine.engine import Engine
+
+REPEATS = [5, 6, 7, 8, 9, 10, 11, 12] * 6
+# So that the answers are made of the prompt's tokens, and prompt lookup finds something.
+FEW = dict.fromkeys(REPEATS, 100.0)
+PARAMS = {
+    "greedy": SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True, logprobs=2),
+    "sampled": SamplingParams(temperature=0.3, top_p=0.9, seed=11, max_tokens=24, ignore_eos=True),
+    "penalised": SamplingParams(
+        temperature=0.0, repetition_penalty=1.2, frequency_penalty=0.5, max_tokens=24, ignore_eos=True
+    ),
+    "stopped": SamplingParams(temperature=0.0, max_tokens=24, min_tokens=3, stop_token_ids=[7, 8, 9]),
+    "several": SamplingParams(temperature=0.8, seed=3, n=3, max_tokens=12, ignore_eos=True),
+}
+
+
+@pytest.fixture(scope="module")
+def make_engine(tiny_model):
+    def make(speculative: SpeculativeConfig | None) -> Engine:
+        return Engine(
+            EngineConfig(
+                model=str(tiny_model("llama")),
+                dtype="float32",
+                device="cpu",
+                page_size=4,
+                max_num_batched_tokens=32,
+                max_num_seqs=8,
+                kv_cache_memory=2**24,
+                speculative=speculative,
+            )
+        )
+
+    return make
+
+
+def run(engine: Engine):
+    for name, params in PARAMS.items():
+        params = dataclasses.replace(params, logit_bias=FEW)
+        engine.add_request(Request(prompt_token_ids=REPEATS, params=params, request_id=name))
+    results, steps = {}, 0
+    while engine.has_unfinished():
+        steps += 1
+        for output in engine.step():
+            if output.request_id in results:
+                results[output.request_id].extend(output)
+            else:
+                results[output.request_id] = output
+    return results, steps
+
+
+@pytest.fixture(scope="module")
+def plain(make_engine):
+    return run(make_engine(None))
+
+
+@pytest.mark.parametrize("method", ["ngram", "draft"])
+def test_outputs_are_those_without_speculation(make_engine, plain, tiny_model, method):
+    model = str(tiny_model("llama")) if method == "draft" else None
+    engine = make_engine(SpeculativeConfig(method=method, model=model, num_tokens=3, min_ngram=1))
+    results, steps = run(engine)
+    for name, expected in plain[0].items():
+        ours = results[name]
+        assert [(o.token_ids, o.text, o.finish_reason, o.stop_reason) for o in ours.outputs] == [
+            (o.token_ids, o.text, o.finish_reason, o.stop_reason) for o in expected.outputs
+        ], name
+    for ours, theirs in zip(
+        results["greedy"].outputs[0].logprobs, plain[0]["greedy"].outputs[0].logprobs, strict=True
+    ):
+        assert ours.token_id == theirs.token_id
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-3)
+    stats = engine.stats()
+    assert stats.draft_tokens_total > 0
+    assert stats.kv_pages_free == stats.kv_pages_total
+    if method == "draft":  # the model itself: it knows
+        assert stats.accepted_tokens_total > 0.9 * stats.draft_tokens_total
+        assert steps < plain[1]
+    # Nothing is left of ended sequences in the draft model's pages either.
+    if method == "draft":
+        proposer = engine._speculator._proposer
+        proposer.propose({})
+        assert proposer._runner.pool.num_free == proposer._runner.pool.num_total
+
+
+def test_another_vocabulary_is_refused(make_engine, tiny_model, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(tiny_model("llama"), folder)
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text().replace("<repo_name>", "<repo-name>"))
+    with pytest.raises(ModelLoadError, match="has another vocabulary"):
+        make_engine(SpeculativeConfig(method="draft", model=str(folder)))
