@@ -32,6 +32,8 @@ class Batch:
 
     Attributes:
         input_ids: `[T]` int64.
+        pending_places: `[P]` int64, places in `input_ids` whose token is still on the device and stands as 0.
+        pending_rows: `[P]` int64, the rows of the step before that draw these tokens.
         positions: `[T]` int64, each token's place in its own sequence.
         slots: `[T]` int64, `page * page_size + offset` of each token's key and value.
         query_lens: new tokens per sequence; sums to `T`.
@@ -42,11 +44,13 @@ class Batch:
         rows: the places that get a new token; a sequence with drafts has one more than drafts.
         prompt_rows: prompts that get log-probabilities.
         hidden_index: `[H]` int64, places in `T` whose hidden states are pooled.
-        pooled: the sequences these belong to, with how many places each has.
+        pooled: the sequences these belong to, with how many places each has, and whether the prompt ends.
         scheduled: the `S` parts of the step, in batch order.
     """
 
     input_ids: torch.Tensor
+    pending_places: torch.Tensor
+    pending_rows: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
     query_lens: list[int]
@@ -57,7 +61,7 @@ class Batch:
     rows: list[Row]
     prompt_rows: list[PromptRows]
     hidden_index: torch.Tensor
-    pooled: list[tuple[Sequence, int]]
+    pooled: list[tuple[Sequence, int, bool]]
     scheduled: list[Scheduled]
 
 
@@ -70,12 +74,16 @@ def build_batch(step: list[Scheduled], *, page_size: int, device: torch.device) 
     positions: list[int] = []
     slots: list[int] = []
     context_lens: list[int] = []
+    pending: list[tuple[int, int]] = []
     index = _Index()
     for item in ordered:
         sequence, start = item.sequence, item.sequence.num_computed
         end = start + item.num_tokens
         index.add(item, at=len(input_ids))
         input_ids += sequence.token_ids[start:end]
+        if sequence.num_pending and item.samples:
+            pending.append((len(input_ids), sequence.pending_row))
+            input_ids.append(0)
         if item.samples:
             input_ids += sequence.drafts
         positions += range(start, end)
@@ -85,6 +93,8 @@ def build_batch(step: list[Scheduled], *, page_size: int, device: torch.device) 
     tables = torch.tensor([input_ids, positions, slots], dtype=torch.int64).to(device, non_blocking=True)
     return Batch(
         input_ids=tables[0],
+        pending_places=torch.tensor([place for place, _ in pending], dtype=torch.int64, device=device),
+        pending_rows=torch.tensor([row for _, row in pending], dtype=torch.int64, device=device),
         positions=tables[1],
         slots=tables[2],
         query_lens=[item.num_tokens for item in ordered],
@@ -111,7 +121,7 @@ class _Index:
         self.samples: list[int] = []
         self.prompt_rows: list[PromptRows] = []
         self.prompts: list[int] = []
-        self.pooled: list[tuple[Sequence, int]] = []
+        self.pooled: list[tuple[Sequence, int, bool]] = []
         self.hidden: list[int] = []
 
     def add(self, item: Scheduled, *, at: int) -> None:
@@ -129,7 +139,7 @@ class _Index:
         if sequence.request.pooling is not None:
             first = end - 1 if sequence.request.pooling == "last" else max(start, sequence.num_pooled)
             if first < end and (item.samples or sequence.request.pooling == "mean"):
-                self.pooled.append((sequence, end - first))
+                self.pooled.append((sequence, end - first, item.samples))
                 self.hidden += range(at + first - start, at + item.num_tokens)
         elif item.samples:
             drafts = tuple(sequence.drafts)

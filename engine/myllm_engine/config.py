@@ -79,6 +79,8 @@ class EngineConfig:
         lora_adapters: folders or hub ids of LoRA adapters in PEFT's format to load at start, by name.
         max_loras: adapters that may be loaded at once; 0: `len(lora_adapters)`.
         tensor_parallel_size: devices (on CPU: processes) that share each layer.
+        async_scheduling: begin a step before the tokens of the one before are known, as long as no request
+            needs them for the next draw (penalties, constraints, `bad_words`); None: on a GPU.
         max_queue: sequences that may wait beyond those that run (None: no limit); then `QueueFullError`.
 
     Raises:
@@ -105,6 +107,7 @@ class EngineConfig:
     lora_adapters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     max_loras: int = 0
     tensor_parallel_size: int = 1
+    async_scheduling: bool | None = None
     max_queue: int | None = None
 
     def __post_init__(self) -> None:

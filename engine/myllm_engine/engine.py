@@ -19,7 +19,7 @@ from .models.load import choose_device, choose_dtype, load_model
 from .models.source import resolve_model
 from .request import Request, RequestOutput
 from .runner import ModelRunner
-from .sampler import SampledToken, derive_seed, prompt_logprobs, sample
+from .sampler import DrawnTokens, SampledToken, derive_seed, draw_tokens, prompt_logprobs
 from .scheduler import Scheduler
 from .sequence import PreparedRequest, Sequence
 from .speculative import make_speculator
@@ -64,6 +64,16 @@ class EngineStats:
     generation_tokens_total: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """Hold a step that the device works at, or has done."""
+
+    batch: Batch
+    logits: torch.Tensor
+    hidden: torch.Tensor | None
+    drawn: DrawnTokens | None
+
+
 class Engine:
     """Run requests step by step, in the caller's thread; not safe to use from several threads at once.
 
@@ -105,6 +115,10 @@ class Engine:
         )
         self._grammars = GrammarCompiler(self.tokenizer, self.vocab_size)
         self._groups: dict[str, Group] = {}
+        self._runs_ahead = (
+            device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
+        )
+        self._in_flight: _Launched | None = None
         self._num_requests = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
@@ -223,38 +237,76 @@ class Engine:
 
     def has_unfinished(self) -> bool:
         """Tell whether a step would do something."""
-        return self._scheduler.has_unfinished()
+        return self._in_flight is not None or self._scheduler.has_unfinished()
 
     def step(self) -> list[RequestOutput]:
         """Run the model once over what the scheduler chooses; return what is new, one output per request.
 
+        With `async_scheduling` the outputs are those of the step before, which the device has finished, or is
+        about to: it works at the next step while their text is made.
+
         A request that cannot go on ends with an output whose `error` is set; the others do not notice.
         """
         started = time.perf_counter()
+        previous, self._in_flight = self._in_flight, None
+        ahead = self._may_run_ahead()
+        if previous is not None and not ahead:
+            return self._finish(previous)
         if self._speculator is not None:
             self._speculator.propose([item for item in self._scheduler.running if item.matcher is None])
+        launched = self._launch(previous)
+        if ahead:
+            self._in_flight = launched
+            return [] if previous is None else self._finish(previous)
+        if launched is None:
+            return []
+        outputs = self._finish(launched)
+        if self._speculator is not None:
+            self._speculator.observe(launched.batch, time.perf_counter() - started)
+        return outputs
+
+    def _may_run_ahead(self) -> bool:
+        """Tell whether the next step can begin before the tokens of the last one are known."""
+        scheduler = self._scheduler
+        return self._runs_ahead and all(item.draws_blind for item in (*scheduler.running, *scheduler.waiting))
+
+    def _launch(self, previous: _Launched | None) -> _Launched | None:
+        """Begin a step: whatever follows on the device is in order behind it. None when there is no work."""
         scheduled = self._scheduler.schedule()
         if not scheduled:
-            return []
+            return None
         batch = build_batch(scheduled, page_size=self.config.page_size, device=self._runner.torch_device)
+        if previous is not None and previous.drawn is not None:
+            batch.input_ids[batch.pending_places] = previous.drawn.token_ids[batch.pending_rows]
         logits, hidden = self._runner.forward(batch)
-        for item in batch.scheduled:
-            item.sequence.num_computed += item.num_tokens
-        outputs: dict[str, RequestOutput] = {}
-        if batch.prompt_rows:
-            self._keep_prompt_logprobs(batch, logits)
-        if hidden is not None:
-            self._pool(batch, hidden, outputs)
+        drawn = None
         if batch.rows:
-            tokens = sample(
+            drawn = draw_tokens(
                 logits[: len(batch.rows)],
                 batch.rows,
                 allowed_tokens(batch.rows),
                 eos_token_ids=self.tokenizer.eos_token_ids,
             )
-            self._collect(batch, tokens, outputs)
-        if self._speculator is not None:
-            self._speculator.observe(batch, time.perf_counter() - started)
+        for item in batch.scheduled:
+            item.sequence.num_computed += item.num_tokens
+        for place, row in enumerate(batch.rows):
+            if not row.drafts:
+                row.sequence.num_pending += 1
+                row.sequence.pending_row = place
+        for sequence, _, _ in batch.pooled:
+            sequence.num_pooled = sequence.num_computed
+        return _Launched(batch, logits, hidden, drawn)
+
+    def _finish(self, launched: _Launched) -> list[RequestOutput]:
+        """Wait for a step, and give each request what is new."""
+        batch = launched.batch
+        outputs: dict[str, RequestOutput] = {}
+        if batch.prompt_rows:
+            self._keep_prompt_logprobs(batch, launched.logits)
+        if launched.hidden is not None:
+            self._pool(batch, launched.hidden, outputs)
+        if launched.drawn is not None:
+            self._collect(batch, launched.drawn.result(), outputs)
         return list(outputs.values())
 
     def stats(self) -> EngineStats:
@@ -285,12 +337,13 @@ class Engine:
     def _pool(self, batch: Batch, hidden: torch.Tensor, outputs: dict[str, RequestOutput]) -> None:
         """Add hidden states to the embeddings of their requests, and hand out those that are complete."""
         start = 0
-        for sequence, count in batch.pooled:
+        for sequence, count, complete in batch.pooled:
             total = hidden[start : start + count].float().sum(dim=0)
             start += count
+            if sequence.finish_reason is not None:  # aborted meanwhile
+                continue
             sequence.pooled = total if sequence.pooled is None else sequence.pooled + total
-            sequence.num_pooled = sequence.num_computed
-            if sequence.num_uncomputed == 0:
+            if complete:
                 sequence.finish_reason = "stop"
                 output = self._output(sequence.request.request_id, outputs)
                 # Sum and mean have one direction.
@@ -309,7 +362,9 @@ class Engine:
             index += count
             request = sequence.request
             group = self._groups.get(request.request_id)
-            if group is None:  # another of its sequences has just failed
+            sequence.num_pending -= 1
+            # It was aborted, or ended with the token before, which was not known when this one was drawn.
+            if group is None or sequence.finish_reason is not None:
                 continue
             before = len(sequence.token_ids)
             output = self._output(request.request_id, outputs)

@@ -48,7 +48,8 @@ class Group:
             right = place < len(drafts) and drafts[place] == token.token_id
             if sequence.finish_reason is not None or not right:
                 break
-        sequence.num_computed = min(sequence.num_computed, len(sequence.token_ids) - 1)
+        if drafts:  # keys and values of wrong ones are in the way of what comes next
+            sequence.num_computed = min(sequence.num_computed, len(sequence.token_ids) - 1)
         return self._hand_out(output)
 
     def _hand_out(self, output: CompletionOutput) -> list[CompletionOutput]:

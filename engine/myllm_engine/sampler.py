@@ -35,6 +35,33 @@ class SampledToken:
     logprob: TokenLogprob | None = None
 
 
+class DrawnTokens:
+    """Tokens that were drawn on the device, and may not have arrived.
+
+    Attributes:
+        token_ids: `[R]` int64 on the device.
+    """
+
+    def __init__(self, token_ids: torch.Tensor, results: list[SampledToken | EngineError]) -> None:
+        self.token_ids = token_ids
+        self._results = results
+
+    def result(self) -> list[SampledToken | EngineError]:
+        return self._results
+
+
+def draw_tokens(
+    logits: torch.Tensor,
+    rows: SequenceOf[Row],
+    allowed: SequenceOf[np.ndarray | ConstraintError | None],
+    *,
+    eos_token_ids: frozenset[int],
+) -> DrawnTokens:
+    results = sample(logits, rows, allowed, eos_token_ids=eos_token_ids)
+    ids = [item.token_id if isinstance(item, SampledToken) else 0 for item in results]
+    return DrawnTokens(torch.tensor(ids, device=logits.device), results)
+
+
 def sample(
     logits: torch.Tensor,
     rows: SequenceOf[Row],

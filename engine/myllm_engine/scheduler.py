@@ -153,6 +153,8 @@ class Scheduler:
     def _admit(self, budget: int, logits: int) -> Iterator[Scheduled]:
         while self.waiting and budget > 0 and logits > 0 and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[0]
+            if sequence.num_pending:  # what it is to read is not known yet
+                break
             cached = self._cached_pages(sequence)
             # Pages for the whole of it must be free, or long prompts would keep preempting each other.
             missing = self.pool.pages_for(len(sequence.token_ids)) - len(cached)

@@ -61,6 +61,8 @@ class Sequence:
         num_known_pages: leading pages that can be found by their keys.
         num_cached_tokens: prompt tokens that it found in the prefix cache; None until it is admitted.
         drafts: tokens that are proposed to follow, to be verified by the next step.
+        num_pending: tokens that were drawn and are still on the device, not in `token_ids`.
+        pending_row: the row of the step in flight that draws the latest of them.
         prompt_logprobs: of the prompt's tokens so far.
         pooled: sum of the hidden states of the prompt's tokens so far, or the last one's, `[hidden_size]`.
         num_pooled: prompt tokens that are in `pooled`.
@@ -84,6 +86,8 @@ class Sequence:
     num_known_pages: int = 0
     num_cached_tokens: int | None = None
     drafts: list[int] = field(default_factory=list)
+    num_pending: int = 0
+    pending_row: int = 0
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
     pooled: torch.Tensor | None = None
     num_pooled: int = 0
@@ -110,13 +114,26 @@ class Sequence:
     @property
     def num_uncomputed(self) -> int:
         """Return how many tokens the model has still to read; 1 while decoding."""
-        return len(self.token_ids) - self.num_computed
+        known = len(self.token_ids) + self.num_pending
+        if self.num_pending and known >= self.max_total_tokens:  # what is on its way is the last one
+            return 0
+        return known - self.num_computed
 
     @property
     def wants_prompt_logprobs(self) -> bool:
         """Tell whether log-probabilities of the prompt are still to be computed; the first sequence does."""
         wanted = self.params.prompt_logprobs is not None and self.index == 0
         return wanted and len(self.prompt_logprobs) < self.num_prompt_tokens
+
+    @property
+    def draws_blind(self) -> bool:
+        """Tell whether the next token can be drawn before the one before it has come from the device."""
+        params = self.params
+        return (
+            self.matcher is None
+            and params.repetition_penalty == 1.0
+            and not (params.frequency_penalty or params.presence_penalty or params.bad_words)
+        )
 
     @property
     def needs_every_token(self) -> bool:
@@ -174,9 +191,9 @@ class Row:
     @property
     def position(self) -> int:
         """Return the place in the sequence of the token to draw."""
-        return len(self.sequence.token_ids) + len(self.drafts)
+        return len(self.sequence.token_ids) + self.sequence.num_pending + len(self.drafts)
 
     @property
     def num_output_tokens(self) -> int:
         """Return how many tokens of the completion come before it."""
-        return self.sequence.num_output_tokens + len(self.drafts)
+        return self.position - self.sequence.num_prompt_tokens
