@@ -45,7 +45,7 @@ class AsyncEngine:
         self._loop = EngineLoop(engine)
         # Also at interpreter exit: a thread inside torch while the interpreter goes down can crash the
         # process.
-        self._finalizer = weakref.finalize(self, self._loop.close)
+        self._finalizer = weakref.finalize(self, _end, self._loop, engine)
 
     @property
     def error(self) -> BaseException | None:
@@ -119,3 +119,8 @@ class AsyncEngine:
                 f"{unfinished} sequences run or wait, and no more than {room} may "
                 f"(`max_num_seqs` {self.config.max_num_seqs} + `max_queue` {limit}): try again later"
             )
+
+
+def _end(loop: EngineLoop, engine: Engine) -> None:
+    loop.close()
+    engine.close()

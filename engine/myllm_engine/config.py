@@ -123,6 +123,8 @@ class EngineConfig:
             )
         if self.max_loras < 0:
             raise ValueError(f"`max_loras` must be 0 or more; got {self.max_loras!r}")
+        if self.tensor_parallel_size != 1 and (self.lora_adapters or self.max_loras):
+            raise ValueError("LoRA adapters cannot be used with `tensor_parallel_size` above 1")
         for name in ("max_num_seqs", "page_size", "tensor_parallel_size"):
             _at_least_one(name, getattr(self, name))
         for name in ("max_model_len", "max_num_batched_tokens", "kv_cache_memory"):

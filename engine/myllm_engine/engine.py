@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,6 +26,9 @@ from .sequence import PreparedRequest, Sequence
 from .speculative import make_speculator
 from .structured import GrammarCompiler, allowed_tokens
 from .tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from .parallel import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -93,17 +97,21 @@ class Engine:
                 "or set OMP_WAIT_POLICY=PASSIVE in the environment."
             )
         self.config = config
-        source = resolve_model(config.model)
         device = choose_device(config.device)
         dtype = choose_dtype(config.dtype, device)
-        loaded = load_model(config, source, device=device, dtype=dtype)
-        self.tokenizer: Tokenizer = load_tokenizer(config, source, eos_token_ids=loaded.eos_token_ids)
-        self.model_name = loaded.name
-        self.vocab_size = loaded.vocab_size
         budget = config.max_num_batched_tokens or max(_BATCHED_TOKENS[device.type], config.max_num_seqs)
-        # First: the KV cache of the model itself takes what is left.
-        self._speculator = make_speculator(config, self.tokenizer, device=device, dtype=dtype, budget=budget)
-        self._runner = ModelRunner(loaded, config, max_num_batched_tokens=budget)
+        workers = None
+        if config.tensor_parallel_size > 1:
+            from .parallel import Workers
+
+            workers = Workers(config, dtype=dtype, max_num_batched_tokens=budget)
+            device = workers.device
+        try:
+            self._load(device, dtype, budget, workers)
+        except BaseException:
+            if workers is not None:
+                workers.kill()
+            raise
         self.max_model_len = self._runner.max_model_len
         self.device = str(device)
         self.dtype = str(self._runner.dtype).removeprefix("torch.")
@@ -115,9 +123,9 @@ class Engine:
         )
         self._grammars = GrammarCompiler(self.tokenizer, self.vocab_size)
         self._groups: dict[str, Group] = {}
-        self._runs_ahead = (
-            device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
-        )
+        # Several ranks get their input ids from this process.
+        ahead = device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
+        self._runs_ahead = ahead and workers is None
         self._in_flight: _Launched | None = None
         self._num_requests = 0
         self._prompt_tokens = 0
@@ -131,6 +139,20 @@ class Engine:
             self._runner.pool.num_total * config.page_size,
             time.perf_counter() - started,
         )
+
+    def _load(self, device: torch.device, dtype: torch.dtype, budget: int, workers: Workers | None) -> None:
+        config = self.config
+        source = resolve_model(config.model)
+        loaded = load_model(config, source, device=device, dtype=dtype)
+        self.tokenizer: Tokenizer = load_tokenizer(config, source, eos_token_ids=loaded.eos_token_ids)
+        self.model_name = loaded.name
+        self.vocab_size = loaded.vocab_size
+        # First: the KV cache of the model itself takes what is left.
+        self._speculator = make_speculator(config, self.tokenizer, device=device, dtype=dtype, budget=budget)
+        if workers is None:
+            self._runner = ModelRunner(loaded, config, max_num_batched_tokens=budget)
+        else:
+            self._runner = workers.runner(loaded, config, max_num_batched_tokens=budget)
 
     def validate(self, request: Request) -> None:
         """Check a request against the model; see `prepare`."""
@@ -234,6 +256,10 @@ class Engine:
                 self._scheduler.remove(sequence)
         outputs = group.abort()
         return RequestOutput(request_id, group.request.prompt_token_ids, outputs, finished=True)
+
+    def close(self) -> None:
+        """End the processes that share the model, if there are any; the engine cannot be used any more."""
+        self._runner.close()
 
     def has_unfinished(self) -> bool:
         """Tell whether a step would do something."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -44,6 +44,7 @@ class ModelRunner:
         loaded: the model.
         config: of the engine.
         max_num_batched_tokens: the most tokens that one batch will have.
+        agree: turns this process's number of pages into that of all that run the model together.
 
     Attributes:
         pool: the pages of the KV cache.
@@ -54,7 +55,14 @@ class ModelRunner:
         ModelLoadError: the model's layers are not what its config says, or the KV cache is too small.
     """
 
-    def __init__(self, loaded: LoadedModel, config: EngineConfig, *, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        config: EngineConfig,
+        *,
+        max_num_batched_tokens: int,
+        agree: Callable[[int], int] = lambda count: count,
+    ) -> None:
         self._model = loaded.model
         self.torch_device: torch.device = self._model.device
         self.dtype: torch.dtype = self._model.dtype
@@ -63,19 +71,21 @@ class ModelRunner:
         probe_tokens = min(max_num_batched_tokens if on_gpu else _CPU_PROBE_TOKENS, loaded.max_model_len)
         shapes, peak = self._probe(config.model, probe_tokens, min(config.max_num_seqs, probe_tokens))
         each = page_bytes(shapes, config.page_size, self.dtype)
-        count = num_pages(
-            config,
-            page_bytes=each,
-            max_model_len=loaded.max_model_len,
-            device=self.torch_device,
-            peak_bytes=peak,
+        count = agree(
+            num_pages(
+                config,
+                page_bytes=each,
+                max_model_len=loaded.max_model_len,
+                device=self.torch_device,
+                peak_bytes=peak,
+            )
         )
         self.pool = PagePool(count, config.page_size)
         self.max_model_len = self._fit(config, loaded.max_model_len, each)
-        cache = KVCache(
+        self._cache = KVCache(
             shapes, num_pages=count, page_size=config.page_size, dtype=self.dtype, device=self.torch_device
         )
-        self._backend: AttentionBackend = make_backend(cache)
+        self._backend: AttentionBackend = make_backend(self._cache)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -91,6 +101,13 @@ class ModelRunner:
         with _last_hidden_state(self._model) as seen:
             logits = self._run(self._backend, batch.input_ids, batch.positions, batch.logits_index)
         return logits, seen[0][batch.hidden_index]
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy the keys and values of one page to another, behind the steps that have begun."""
+        self._cache.copy_page(source, target)
+
+    def close(self) -> None:
+        """Give back what lies outside of this process."""
 
     def _run(
         self,

@@ -102,7 +102,8 @@ def load_model(
         )
     model.eval()
     vocab_size = model.get_output_embeddings().weight.shape[0]
-    pack_linears(model)
+    if config.tensor_parallel_size == 1:  # a layer's part holds hooks, which packing would lose
+        pack_linears(model)
     return LoadedModel(
         model=model,
         name=_short_name(config.model, source),
@@ -116,7 +117,9 @@ def _from_pretrained(
     config: EngineConfig, source: ModelSource, *, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel:
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
-    if device.type != "cpu":
+    if config.tensor_parallel_size > 1:
+        options |= _shared_layers(config, source)
+    elif device.type != "cpu":
         options["device_map"] = {"": device}
     try:
         if source.gguf_file is not None:
@@ -127,6 +130,20 @@ def _from_pretrained(
         raise
     except Exception as error:
         raise ModelLoadError(f"The model {config.model!r} cannot be loaded: {error}") from error
+
+
+def _shared_layers(config: EngineConfig, source: ModelSource) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that give this rank its part of each layer."""
+    if source.gguf_file is not None:
+        raise ModelLoadError(
+            f"{config.model!r} is a GGUF file, whose layers transformers does not share among devices: use a "
+            "model in Hugging Face's format with `tensor_parallel_size` above 1"
+        )
+    from transformers.distributed import DistributedConfig
+
+    if "tp_size" in inspect.signature(DistributedConfig).parameters:
+        return {"distributed_config": DistributedConfig(tp_size=config.tensor_parallel_size)}
+    return {"tp_plan": "auto"}  # transformers 5.17
 
 
 def _from_gguf(source: ModelSource, options: dict[str, Any]) -> PreTrainedModel:

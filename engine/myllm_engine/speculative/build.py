@@ -68,6 +68,8 @@ def _make_draft(
         kv_cache_memory=max(1, int(memory * _DRAFT_SHARE)),
         speculative=None,
         lora_adapters={},
+        max_loras=0,
+        tensor_parallel_size=1,
     )
     source = resolve_model(model)
     loaded = load_model(own, source, device=device, dtype=dtype)
