@@ -79,8 +79,8 @@ class EngineConfig:
         lora_adapters: folders or hub ids of LoRA adapters in PEFT's format to load at start, by name.
         max_loras: adapters that may be loaded at once; 0: `len(lora_adapters)`.
         tensor_parallel_size: devices (on CPU: processes) that share each layer.
-        async_scheduling: begin a step before the tokens of the one before are known, as long as no request
-            needs them for the next draw (penalties, constraints, `bad_words`); None: on a GPU.
+        async_scheduling: begin a step before the tokens of the one before are known, so that the device works
+            while their text is made; None: on a GPU, without speculation.
         max_queue: sequences that may wait beyond those that run (None: no limit); then `QueueFullError`.
 
     Raises:
@@ -117,6 +117,10 @@ class EngineConfig:
             raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"`device` must be 'auto', 'cpu', 'cuda' or 'cuda:<index>'; got {self.device!r}")
+        if self.async_scheduling and self.speculative is not None:
+            raise ValueError(
+                "`async_scheduling` cannot be used with `speculative`, which needs every token at once"
+            )
         if self.quantization not in QUANTIZATIONS:
             raise ValueError(
                 f"`quantization` must be one of {', '.join(QUANTIZATIONS)}; got {self.quantization!r}"

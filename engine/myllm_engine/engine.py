@@ -68,14 +68,14 @@ class EngineStats:
     generation_tokens_total: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Launched:
     """Hold a step that the device works at, or has done."""
 
     batch: Batch
     logits: torch.Tensor
     hidden: torch.Tensor | None
-    drawn: DrawnTokens | None
+    drawn: DrawnTokens | None = None
 
 
 class Engine:
@@ -125,7 +125,7 @@ class Engine:
         self._groups: dict[str, Group] = {}
         # Several ranks get their input ids from this process.
         ahead = device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
-        self._runs_ahead = ahead and workers is None
+        self._runs_ahead = ahead and workers is None and config.speculative is None
         self._in_flight: _Launched | None = None
         self._num_requests = 0
         self._prompt_tokens = 0
@@ -275,29 +275,23 @@ class Engine:
         """
         started = time.perf_counter()
         previous, self._in_flight = self._in_flight, None
-        ahead = self._may_run_ahead()
-        if previous is not None and not ahead:
-            return self._finish(previous)
         if self._speculator is not None:
             self._speculator.propose([item for item in self._scheduler.running if item.matcher is None])
         launched = self._launch(previous)
-        if ahead:
-            self._in_flight = launched
-            return [] if previous is None else self._finish(previous)
+        outputs = [] if previous is None else self._finish(previous)
         if launched is None:
-            return []
+            return outputs
+        self._draw(launched)
+        if self._runs_ahead:
+            self._in_flight = launched
+            return outputs
         outputs = self._finish(launched)
         if self._speculator is not None:
             self._speculator.observe(launched.batch, time.perf_counter() - started)
         return outputs
 
-    def _may_run_ahead(self) -> bool:
-        """Tell whether the next step can begin before the tokens of the last one are known."""
-        scheduler = self._scheduler
-        return self._runs_ahead and all(item.draws_blind for item in (*scheduler.running, *scheduler.waiting))
-
     def _launch(self, previous: _Launched | None) -> _Launched | None:
-        """Begin a step: whatever follows on the device is in order behind it. None when there is no work."""
+        """Begin the forward pass of a step, behind what the device does; None when there is no work."""
         scheduled = self._scheduler.schedule()
         if not scheduled:
             return None
@@ -305,23 +299,25 @@ class Engine:
         if previous is not None and previous.drawn is not None:
             batch.input_ids[batch.pending_places] = previous.drawn.token_ids[batch.pending_rows]
         logits, hidden = self._runner.forward(batch)
-        drawn = None
-        if batch.rows:
-            drawn = draw_tokens(
-                logits[: len(batch.rows)],
-                batch.rows,
-                allowed_tokens(batch.rows),
-                eos_token_ids=self.tokenizer.eos_token_ids,
-            )
         for item in batch.scheduled:
             item.sequence.num_computed += item.num_tokens
-        for place, row in enumerate(batch.rows):
-            if not row.drafts:
-                row.sequence.num_pending += 1
-                row.sequence.pending_row = place
         for sequence, _, _ in batch.pooled:
             sequence.num_pooled = sequence.num_computed
-        return _Launched(batch, logits, hidden, drawn)
+        return _Launched(batch, logits, hidden)
+
+    def _draw(self, launched: _Launched) -> None:
+        """Begin to draw the tokens of a step; those of the step before are known."""
+        rows = launched.batch.rows
+        if not rows:
+            return
+        launched.drawn = draw_tokens(
+            launched.logits[: len(rows)],
+            rows,
+            allowed_tokens(rows),
+            eos_token_ids=self.tokenizer.eos_token_ids,
+        )
+        for place, row in enumerate(rows):
+            row.sequence.num_pending, row.sequence.pending_row = 1, place
 
     def _finish(self, launched: _Launched) -> list[RequestOutput]:
         """Wait for a step, and give each request what is new."""
@@ -388,7 +384,7 @@ class Engine:
             index += count
             request = sequence.request
             group = self._groups.get(request.request_id)
-            sequence.num_pending -= 1
+            sequence.num_pending = 0
             # It was aborted, or ended with the token before, which was not known when this one was drawn.
             if group is None or sequence.finish_reason is not None:
                 continue

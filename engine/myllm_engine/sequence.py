@@ -61,8 +61,8 @@ class Sequence:
         num_known_pages: leading pages that can be found by their keys.
         num_cached_tokens: prompt tokens that it found in the prefix cache; None until it is admitted.
         drafts: tokens that are proposed to follow, to be verified by the next step.
-        num_pending: tokens that were drawn and are still on the device, not in `token_ids`.
-        pending_row: the row of the step in flight that draws the latest of them.
+        num_pending: 1 while a token that was drawn is still on the device, and not in `token_ids`.
+        pending_row: the row of the step in flight that it was drawn from.
         prompt_logprobs: of the prompt's tokens so far.
         pooled: sum of the hidden states of the prompt's tokens so far, or the last one's, `[hidden_size]`.
         num_pooled: prompt tokens that are in `pooled`.
@@ -126,16 +126,6 @@ class Sequence:
         return wanted and len(self.prompt_logprobs) < self.num_prompt_tokens
 
     @property
-    def draws_blind(self) -> bool:
-        """Tell whether the next token can be drawn before the one before it has come from the device."""
-        params = self.params
-        return (
-            self.matcher is None
-            and params.repetition_penalty == 1.0
-            and not (params.frequency_penalty or params.presence_penalty or params.bad_words)
-        )
-
-    @property
     def needs_every_token(self) -> bool:
         """Tell whether the model must read every token of the prompt, wherever its keys and values lie."""
         return self.wants_prompt_logprobs or self.request.pooling == "mean"
@@ -191,7 +181,7 @@ class Row:
     @property
     def position(self) -> int:
         """Return the place in the sequence of the token to draw."""
-        return len(self.sequence.token_ids) + self.sequence.num_pending + len(self.drafts)
+        return len(self.sequence.token_ids) + len(self.drafts)
 
     @property
     def num_output_tokens(self) -> int:
