@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,12 @@ class Detokenizer:
         self._pending: list[int] = []
         self._ahead = 0
         self._prime(prompt_token_ids)
+
+    def copy(self) -> Detokenizer:
+        """Return a detokenizer at the same place, which goes on by itself."""
+        other = copy.copy(self)
+        other._context, other._pending = list(self._context), list(self._pending)
+        return other
 
     def append(self, token_id: int, *, check_stop: bool = True) -> str:
         """Add a token and return the new text; sets `stop_string` when one is complete.

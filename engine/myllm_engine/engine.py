@@ -8,19 +8,22 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from . import _wait_policy_came_late
 from .batch import Batch, build_batch
+from .beams import BeamGroup
 from .config import EngineConfig
 from .detokenizer import Detokenizer
-from .errors import ContextLengthError, EngineError, InvalidRequestError
+from .errors import ConstraintError, ContextLengthError, EngineError, InvalidRequestError
 from .groups import BestOfGroup, Group
 from .models.load import choose_device, choose_dtype, load_model
 from .models.source import resolve_model
-from .request import Request, RequestOutput
+from .request import Request, RequestOutput, SamplingParams
 from .runner import ModelRunner
 from .sampler import DrawnTokens, SampledToken, derive_seed, draw_tokens, prompt_logprobs
+from .sampling.edits import edit_logits
 from .scheduler import Scheduler
 from .sequence import PreparedRequest, Sequence
 from .speculative import make_speculator
@@ -75,6 +78,7 @@ class _Launched:
     batch: Batch
     logits: torch.Tensor
     hidden: torch.Tensor | None
+    allowed: list[np.ndarray | ConstraintError | None] = dataclasses.field(default_factory=list)
     drawn: DrawnTokens | None = None
 
 
@@ -186,8 +190,24 @@ class Engine:
             raise ContextLengthError.for_model(
                 prompt_tokens=prompt_tokens, max_tokens=params.max_tokens, limit=self.max_model_len
             )
+        if params.use_beam_search:
+            self._check_beams(prompt_tokens, params)
         matcher = None if params.structured is None else self._grammars.matcher(params.structured)
         return PreparedRequest(request, matcher)
+
+    def _check_beams(self, prompt_tokens: int, params: SamplingParams) -> None:
+        """Refuse a beam search whose beams could never all run at once."""
+        width, pool = params.num_sequences, self._runner.pool
+        longest = prompt_tokens + (params.max_tokens or self.max_model_len - prompt_tokens)
+        needed = width * pool.pages_for(longest)
+        if width > self.config.max_num_seqs or needed > pool.num_total:
+            raise InvalidRequestError(
+                f"A beam search of {width} beams of up to {longest} tokens may need {width} sequences and "
+                f"{needed * pool.page_size} tokens of KV cache at once; this engine has "
+                f"{self.config.max_num_seqs} and {pool.num_total * pool.page_size}: lower `best_of` (or `n`) "
+                "or `max_tokens`",
+                param="n" if params.best_of is None else "best_of",
+            )
 
     def add_request(self, request: Request | PreparedRequest) -> None:
         """Queue a request.
@@ -199,18 +219,32 @@ class Engine:
         request = prepared.request
         if request.request_id in self._groups:
             raise InvalidRequestError(f"A request with the id {request.request_id!r} is in flight already")
-        params = request.params
-        ranked = params.num_sequences > params.n
-        # Ranking needs log-probabilities, whether or not the answer shows them.
-        inner = request if not ranked else _with_logprobs(request)
-        sequences = self._make_sequences(inner, prepared)
-        self._groups[request.request_id] = (BestOfGroup if ranked else Group)(request, sequences)
-        for sequence in sequences:
+        group = self._make_group(request, prepared)
+        self._groups[request.request_id] = group
+        for sequence in group.sequences:
             self._scheduler.add(sequence)
         self._num_requests += 1
         self._prompt_tokens += len(request.prompt_token_ids)
 
-    def _make_sequences(self, request: Request, prepared: PreparedRequest) -> list[Sequence]:
+    def _make_group(self, request: Request, prepared: PreparedRequest) -> Group:
+        params = request.params
+        if params.use_beam_search:
+            [root] = self._make_sequences(request, prepared, count=1)
+            eos = self.tokenizer.eos_token_ids
+            return BeamGroup(request, root, eos, fork=self._fork, remove=self._scheduler.remove)
+        if request.pooling is not None or params.num_sequences == params.n:
+            count = 1 if request.pooling else params.n
+            return Group(request, self._make_sequences(request, prepared, count=count))
+        # Ranking needs log-probabilities, whether or not the answer shows them.
+        inner = _with_logprobs(request)
+        return BestOfGroup(request, self._make_sequences(inner, prepared, count=params.num_sequences))
+
+    def _fork(self, parent: Sequence, child: Sequence) -> None:
+        pages = self._scheduler.fork(parent, child)
+        if pages is not None:
+            self._runner.copy_page(*pages)
+
+    def _make_sequences(self, request: Request, prepared: PreparedRequest, *, count: int) -> list[Sequence]:
         params = request.params
         seed = derive_seed(self.config.seed, self._num_requests) if params.seed is None else params.seed
         limit = self.max_model_len
@@ -232,7 +266,7 @@ class Engine:
                 matcher=None if prepared.matcher is None else prepared.matcher.copy(),
                 salt=self._salt(request),
             )
-            for index in range(1 if request.pooling else params.num_sequences)
+            for index in range(count)
         ]
 
     def _salt(self, request: Request) -> bytes:
@@ -276,7 +310,13 @@ class Engine:
         started = time.perf_counter()
         previous, self._in_flight = self._in_flight, None
         if self._speculator is not None:
-            self._speculator.propose([item for item in self._scheduler.running if item.matcher is None])
+            self._speculator.propose(
+                [
+                    item
+                    for item in self._scheduler.running
+                    if item.matcher is None and not item.params.use_beam_search
+                ]
+            )
         launched = self._launch(previous)
         outputs = [] if previous is None else self._finish(previous)
         if launched is None:
@@ -310,14 +350,16 @@ class Engine:
         rows = launched.batch.rows
         if not rows:
             return
+        launched.allowed = allowed_tokens(rows)
         launched.drawn = draw_tokens(
             launched.logits[: len(rows)],
             rows,
-            allowed_tokens(rows),
+            launched.allowed,
             eos_token_ids=self.tokenizer.eos_token_ids,
         )
         for place, row in enumerate(rows):
-            row.sequence.num_pending, row.sequence.pending_row = 1, place
+            if not row.sequence.params.use_beam_search:  # a beam's token is not chosen by its row alone
+                row.sequence.num_pending, row.sequence.pending_row = 1, place
 
     def _finish(self, launched: _Launched) -> list[RequestOutput]:
         """Wait for a step, and give each request what is new."""
@@ -328,8 +370,8 @@ class Engine:
         if launched.hidden is not None:
             self._pool(batch, launched.hidden, outputs)
         if launched.drawn is not None:
-            self._collect(batch, launched.drawn.result(), outputs)
-        return list(outputs.values())
+            self._collect(launched, launched.drawn.result(), outputs)
+        return [output for output in outputs.values() if output.outputs or output.finished]
 
     def stats(self) -> EngineStats:
         """Return the counters of this moment; may be called from any thread."""
@@ -374,41 +416,57 @@ class Engine:
                 self._close(output)
 
     def _collect(
-        self, batch: Batch, tokens: list[SampledToken | EngineError], outputs: dict[str, RequestOutput]
+        self,
+        launched: _Launched,
+        tokens: list[SampledToken | EngineError],
+        outputs: dict[str, RequestOutput],
     ) -> None:
         """Give each sequence what was drawn for it."""
-        index = 0
-        while index < len(tokens):
-            sequence, count = batch.rows[index].sequence, batch.rows[index].num_drafted + 1
-            drawn = tokens[index : index + count]
-            index += count
-            request = sequence.request
-            group = self._groups.get(request.request_id)
+        rows, index = launched.batch.rows, 0
+        while index < len(rows):
+            place, sequence = index, rows[index].sequence
+            index += rows[index].num_drafted + 1
             sequence.num_pending = 0
+            group = self._groups.get(sequence.request.request_id)
             # It was aborted, or ended with the token before, which was not known when this one was drawn.
             if group is None or sequence.finish_reason is not None:
                 continue
             before = len(sequence.token_ids)
-            output = self._output(request.request_id, outputs)
+            output = self._output(group.request.request_id, outputs)
             try:
-                output.outputs += group.collect(sequence, drawn, self.tokenizer.eos_token_ids)
+                if isinstance(group, BeamGroup):
+                    new = group.extend(sequence, self._log_probs(launched, place))
+                    self._generation_tokens += 1
+                else:
+                    new = group.collect(sequence, tokens[place:index], self.tokenizer.eos_token_ids)
+                    self._generation_tokens += len(sequence.token_ids) - before
             except EngineError as error:  # this request's alone, and no reason to end the others
-                self.abort(request.request_id)
+                self.abort(group.request.request_id)
                 output.outputs, output.error, output.finished = [], error, True
                 continue
-            self._generation_tokens += len(sequence.token_ids) - before
-            if sequence.finish_reason is not None:
+            output.outputs += new
+            if sequence.finish_reason is not None and not isinstance(group, BeamGroup):
                 self._scheduler.remove(sequence)
             if group.finished:
                 self._close(output)
-        for request_id in [key for key, output in outputs.items() if not (output.outputs or output.finished)]:
-            del outputs[request_id]
+
+    def _log_probs(self, launched: _Launched, place: int) -> torch.Tensor:
+        """Return the log-probabilities `[vocab_size]` of a beam's next token, under the request's limits.
+
+        As in transformers, penalties and the like change log-probabilities, which are not normalised again.
+        """
+        allowed = launched.allowed[place]
+        if isinstance(allowed, ConstraintError):
+            raise allowed
+        raw = torch.log_softmax(launched.logits[place : place + 1].float(), dim=-1)
+        row = launched.batch.rows[place]
+        return edit_logits(raw, [row], [allowed], eos_token_ids=self.tokenizer.eos_token_ids)[0]
 
     def _output(self, request_id: str, outputs: dict[str, RequestOutput]) -> RequestOutput:
         """Return the output of this step for a request, made when first asked for."""
         if request_id not in outputs:
             group = self._groups[request_id]
-            first = group.sequences[0]
+            first = group.first
             outputs[request_id] = RequestOutput(
                 request_id,
                 group.request.prompt_token_ids,

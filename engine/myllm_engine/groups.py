@@ -16,11 +16,13 @@ class Group:
         sequences: of the request.
 
     Attributes:
+        first: the sequence that knows about the prompt.
         sequences: those that run or wait, and those that have ended.
     """
 
     def __init__(self, request: Request, sequences: list[Sequence]) -> None:
         self.request = request
+        self.first = sequences[0]
         self.sequences = sequences
 
     @property

@@ -220,6 +220,11 @@ class SamplingParams:
                 f"{self.temperature!r}",
                 param="temperature",
             )
+        if self.use_beam_search and self.logprobs is not None:
+            raise InvalidRequestError(
+                "`logprobs` cannot be had with `use_beam_search`, whose texts are ranked as a whole",
+                param="logprobs",
+            )
         if self.num_sequences > self.n and self.greedy and not self.use_beam_search:
             raise InvalidRequestError(
                 "`best_of` above `n` needs sampling or `use_beam_search`: greedy completions are all alike",
