@@ -21,6 +21,7 @@ from .models.source import resolve_model
 from .request import Request, RequestOutput
 from .runner import ModelRunner
 from .sampler import DrawnTokens, SampledToken, derive_seed, draw_tokens, prompt_logprobs
+from .sampling.bad_words import BadWords
 from .scheduler import Scheduler
 from .sequence import PreparedRequest, Sequence
 from .speculative import make_speculator
@@ -187,7 +188,8 @@ class Engine:
                 prompt_tokens=prompt_tokens, max_tokens=params.max_tokens, limit=self.max_model_len
             )
         matcher = None if params.structured is None else self._grammars.matcher(params.structured)
-        return PreparedRequest(request, matcher)
+        bad_words = BadWords.tokenize(params.bad_words, self.tokenizer) if params.bad_words else None
+        return PreparedRequest(request, matcher, bad_words)
 
     def add_request(self, request: Request | PreparedRequest) -> None:
         """Queue a request.
@@ -231,6 +233,7 @@ class Engine:
                 ),
                 matcher=None if prepared.matcher is None else prepared.matcher.copy(),
                 salt=self._salt(request),
+                bad_words=prepared.bad_words,
             )
             for index in range(1 if request.pooling else params.num_sequences)
         ]
