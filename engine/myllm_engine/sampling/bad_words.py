@@ -31,7 +31,7 @@ class BadWords:
 
     @classmethod
     def tokenize(cls, words: Sequence[str], tokenizer: Tokenizer) -> BadWords:
-        """Tokenise words, each with and without a blank before it, as they stand within a text and at its start.
+        """Tokenise words, each with and without a blank before it: as within a text and as at its start.
 
         (vLLM leaves out the second form where it has another number of tokens, and with it many words.)
         """

@@ -1,8 +1,8 @@
 """Search for the most likely completions of one prompt with several beams.
 
-Everything about it is as in `transformers.generate(num_beams=…, do_sample=False)`: which candidates are looked
-at, which of them may finish, the scores in float32, and when the search ends. Only where transformers would go
-on with finished beams, for want of others, are there fewer beams here.
+Everything about it is as in `transformers.generate(num_beams=…, do_sample=False)`: which candidates are
+looked at, which of them may finish, the scores in float32, and when the search ends. Only where transformers
+would go on with finished beams, for want of others, are there fewer beams here.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ class BeamSearch:
                 a stop string; asked only where that is open.
 
         Returns:
-            The beams that go on, at most `width`, the best first; row i of the next step is beam i. Empty when
-            the search is done.
+            The beams that go on, at most `width`, the best first; row i of the next step is beam i. Empty
+            when the search is done.
         """
         candidates = self._best(log_probs)
         self._length += 1
@@ -129,7 +129,7 @@ class BeamSearch:
         return [] if self.done else [Extension(item.row, item.token_id) for item, _ in going]
 
     def hypotheses(self) -> list[Hypothesis]:
-        """Return what has finished so far, the best first; `width` of them when done, unless candidates lacked."""
+        """Return what has finished, the best first; `width` of them when done, unless candidates lacked."""
         return list(self._finished)
 
     def _best(self, log_probs: torch.Tensor) -> list[tuple[_Beam, np.float32]]:

@@ -10,8 +10,8 @@ import numpy as np
 class TokenCounts:
     """Hold the distinct tokens of one sequence and how often each occurs in its completion.
 
-    Every token is looked at once, when it is new. What was counted is a prefix of the sequence's tokens, which
-    only ever grow; drafts are added on the way out and leave no trace.
+    Every token is looked at once, when it is new. What was counted is a prefix of the sequence's tokens,
+    which only ever grow; drafts are added on the way out and leave no trace.
 
     Args:
         num_prompt_tokens: the completion begins here.

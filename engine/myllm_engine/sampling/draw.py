@@ -2,9 +2,9 @@
 
 Tokens race: each starts with its probability as its rate, and the first to arrive wins, so that the winner
 has that very distribution (the Gumbel-max method in other words). The first arrival of a group of tokens is
-that of one runner with the sum of their rates, and which of them it was does not depend on the time: so groups
-race first, then the tokens of the winner. That needs a random number per group and per token of one group
-instead of one per token of the vocabulary.
+that of one runner with the sum of their rates, and which of them it was does not depend on the time: so
+groups race first, then the tokens of the winner. That needs a random number per group and per token of one
+group instead of one per token of the vocabulary.
 
 Each runner has a number of its own. A change in the logits' last bits therefore changes a draw only where two
 groups, or two tokens, are that close, much as in greedy decoding.

@@ -17,7 +17,8 @@ from .counts import TokenCounts
 from .kernels import on_device
 
 if TYPE_CHECKING:
-    from ..sequence import Row, Sequence as TokenSequence
+    from ..sequence import Row
+    from ..sequence import Sequence as TokenSequence
 
 
 class LogitEdits:

@@ -127,7 +127,7 @@ def _edges_among(values: Array, settings: Array, totals: Array) -> tuple[Array, 
 
 
 def _typical(scaled: Array, weights: Array, mass: Array) -> Array:
-    """Keep the weights of tokens whose surprise is nearest to the entropy, up to `mass` (arXiv:2202.00666)."""
+    """Keep the weights of the tokens with a surprise nearest to the entropy (arXiv:2202.00666)."""
     xp = namespace(weights)
     total = weights.sum(-1, keepdims=True)
     probs = weights / total

@@ -73,7 +73,7 @@ def top_k(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def largest(values: torch.Tensor, k: int) -> Array:
     """Return the `k` largest values of each row, descending."""
-    rows, width = values.shape
+    width = values.shape[1]
     if values.device.type != "cpu" or 4 * k * _COLUMN <= width:
         return as_array(top_k(values, k)[0])
     array = values.numpy()

@@ -88,8 +88,9 @@ def assert_equal(found: list[Hypothesis], expected) -> None:
         assert item.score == pytest.approx(score, abs=1e-4)
 
 
-CASES = list(itertools.product([2, 5], [-1.0, 0.0, 1.0, 2.5], [True, False, "never"], [(7,), (7, 12)])) + [
-    (3, 1.0, False, ())
+CASES = [
+    *itertools.product([2, 5], [-1.0, 0.0, 1.0, 2.5], [True, False, "never"], [(7,), (7, 12)]),
+    (3, 1.0, False, ()),
 ]
 
 
@@ -117,7 +118,7 @@ def test_all_beams_equal_transformers(model, width, penalty, early_stopping, end
 
 def test_the_cases_differ(model):
     """Guard the comparison above: were all cases alike, it could not tell one rule from another."""
-    found = [search(model, make(*case)) for case in CASES]
+    found = [search(model, make(*case)) for case in CASES[::2]]
     assert len({tuple(item.token_ids for item in items) for items in found}) >= 10
     assert len({len(item.token_ids) for items in found for item in items}) >= 4
     assert {item.finish_reason for items in found for item in items} == {"stop", "length"}
