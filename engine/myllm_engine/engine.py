@@ -23,6 +23,7 @@ from .models.source import resolve_model
 from .request import Request, RequestOutput, SamplingParams
 from .runner import ModelRunner
 from .sampler import DrawnTokens, SampledToken, derive_seed, draw_tokens, prompt_logprobs
+from .sampling.bad_words import BadWords
 from .sampling.edits import edit_logits
 from .scheduler import Scheduler
 from .sequence import PreparedRequest, Sequence
@@ -193,7 +194,8 @@ class Engine:
         if params.use_beam_search:
             self._check_beams(prompt_tokens, params)
         matcher = None if params.structured is None else self._grammars.matcher(params.structured)
-        return PreparedRequest(request, matcher)
+        bad_words = BadWords.tokenize(params.bad_words, self.tokenizer) if params.bad_words else None
+        return PreparedRequest(request, matcher, bad_words)
 
     def _check_beams(self, prompt_tokens: int, params: SamplingParams) -> None:
         """Refuse a beam search whose beams could never all run at once."""
@@ -265,6 +267,7 @@ class Engine:
                 ),
                 matcher=None if prepared.matcher is None else prepared.matcher.copy(),
                 salt=self._salt(request),
+                bad_words=prepared.bad_words,
             )
             for index in range(count)
         ]

@@ -27,6 +27,9 @@ _MAX_N = 128
 # They are looked for after each token, and all running requests wait meanwhile.
 _MAX_STOPS = 64
 _MAX_STOP_CHARACTERS = 4096
+# Tokenised while the request is checked.
+_MAX_BAD_WORDS = 1024
+_MAX_BAD_CHARACTERS = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,8 @@ class SamplingParams:
         logit_bias: added to the logits, by token id, each in [-1e30, 1e30].
         allowed_token_ids: only these tokens may be generated (EOS only where it is among them); empty: all.
         bad_words: texts that may not occur in the completion: the token that would complete one, as the
-            tokenizer writes it with or without a blank before it, is not drawn (as in vLLM).
+            tokenizer writes it with or without a blank before it, is not drawn (as in vLLM). At most 1,024,
+            of 65,536 characters together.
         seed: makes the draws reproducible, whatever else runs, as far as the logits are equal (see
             `sampler`); sequence i of `n` uses `seed + i`.
         n: completions to return, at most 128.
@@ -420,6 +424,12 @@ def _bad_words(value: object) -> tuple[str, ...]:
     ):
         raise InvalidRequestError(
             f"`bad_words` must be a list of strings that are not blank; got {value!r}", param="bad_words"
+        )
+    if len(value) > _MAX_BAD_WORDS or sum(map(len, value)) > _MAX_BAD_CHARACTERS:
+        raise InvalidRequestError(
+            f"`bad_words` may hold {_MAX_BAD_WORDS} words with {_MAX_BAD_CHARACTERS} characters together; "
+            f"got {len(value)} with {sum(map(len, value))}",
+            param="bad_words",
         )
     return tuple(value)
 

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from .sampling.bad_words import BadWords
+    from .sampling.edits import LogitEdits
+
 
 class Matcher(Protocol):
     """What a sequence needs of its grammar; see `structured.Matcher`."""
@@ -33,10 +36,12 @@ class PreparedRequest:
     Attributes:
         request: the request.
         matcher: its compiled constraint, to be copied for each sequence; None when it is free.
+        bad_words: its forbidden words as tokens; None without any.
     """
 
     request: Request
     matcher: Matcher | None = None
+    bad_words: BadWords | None = None
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -50,6 +55,8 @@ class Sequence:
         max_total_tokens: prompt and completion together end here.
         detokenizer: turns the completion's tokens into text.
         matcher: follows the completion through its grammar; None when it is free.
+        bad_words: what may not occur in the completion; None: anything may.
+        edits: what the sampler keeps of the sequence, which it makes when it first needs it.
         token_ids: prompt and completion so far.
         num_computed: leading tokens whose keys and values lie in `pages`.
         pages: KV pages held, in order.
@@ -75,6 +82,8 @@ class Sequence:
     max_total_tokens: int
     detokenizer: Detokenizer
     matcher: Matcher | None = None
+    bad_words: BadWords | None = None
+    edits: LogitEdits | None = field(default=None, init=False)
     token_ids: list[int] = field(init=False)
     num_computed: int = 0
     pages: list[int] = field(default_factory=list)

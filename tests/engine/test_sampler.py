@@ -1,110 +1,67 @@
-"""Check filters and penalties against transformers' logits processors, and draws by their distribution."""
+"""Check how tokens are chosen: greedily, by exact distributions, and alike wherever a row stands."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from transformers import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
 
-from myllm_engine.errors import EngineError, GenerationError
-from myllm_engine.request import Request, SamplingParams
-from myllm_engine.sampler import (
-    SampledToken,
-    derive_seed,
-    draw,
-    exponential_noise,
-    filter_logits,
-    noise_keys,
-    process_logits,
-    sample,
-)
+from myllm_engine.errors import ConstraintError, EngineError, GenerationError
+from myllm_engine.request import Request, SamplingParams, Structured
+from myllm_engine.sampler import SampledToken, sample
+from myllm_engine.sampling.bad_words import BadWords
 from myllm_engine.sequence import Row, Sequence
 
 VOCAB = 3000
-NO_EOS: frozenset[int] = frozenset()
+EOS = frozenset({2})
+# Every kind of request that may stand beside another.
+MIXED = [
+    {},
+    {"temperature": 0},
+    {"top_k": 30},
+    {"top_p": 0.9},
+    {"min_p": 0.05, "temperature": 1.5},
+    {"top_k": 1500, "typical_p": 0.9},
+    {"repetition_penalty": 1.3, "top_p": 0.95},
+    {"frequency_penalty": 0.7, "presence_penalty": 0.4, "temperature": 0},
+    {"logit_bias": {5: 3.0, 9: -2.0}, "min_tokens": 30},
+    {"allowed_token_ids": list(range(100, 400)), "logprobs": 3},
+    {"temperature": 0, "logprobs": 2},
+    {"bad_words": ["x"], "top_k": 64, "top_p": 0.5},
+]
 
 
 def make_sequence(params: SamplingParams, prompt=(1,), output=(), seed: int = 0) -> Sequence:
     request = Request(prompt_token_ids=list(prompt), params=params)
-    sequence = Sequence(request=request, index=0, seed=seed, max_total_tokens=10_000, detokenizer=None)
+    words = BadWords([[11], [12, 13]]) if params.bad_words else None
+    sequence = Sequence(
+        request=request, index=0, seed=seed, max_total_tokens=10_000, detokenizer=None, bad_words=words
+    )
     sequence.token_ids += output
     return sequence
 
 
+def sample_rows(logits: torch.Tensor, rows: list[Row], allowed=None) -> list[SampledToken | EngineError]:
+    return sample(logits, rows, allowed or [None] * len(rows), eos_token_ids=EOS)
+
+
 def sample_sequences(logits: torch.Tensor, sequences: list[Sequence]) -> list[SampledToken | EngineError]:
-    """Draw the next token of each sequence, which no grammar constrains."""
-    rows = [Row(sequence) for sequence in sequences]
-    return sample(logits, rows, [None] * len(rows), eos_token_ids=NO_EOS)
+    return sample_rows(logits, [Row(sequence) for sequence in sequences])
 
 
-def warped(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """Return probabilities as transformers' own processors give them."""
-    steps = LogitsProcessorList([TemperatureLogitsWarper(params.temperature)])
-    if params.top_k > 0:
-        steps.append(TopKLogitsWarper(params.top_k))
-    if params.top_p < 1:
-        steps.append(TopPLogitsWarper(params.top_p))
-    if params.min_p > 0:
-        steps.append(MinPLogitsWarper(params.min_p))
-    if params.typical_p < 1:
-        steps.append(TypicalLogitsWarper(params.typical_p))
-    return torch.softmax(steps(torch.ones(1, 1, dtype=torch.int64), logits.clone()), dim=-1)
+def logits_of(position: int, vocab_size: int = VOCAB, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """Return what a model might say at a position; in bfloat16 there are many ties."""
+    return (torch.randn(vocab_size, generator=torch.Generator().manual_seed(position)) * 2.5).to(dtype)
 
 
-@pytest.mark.parametrize(
-    "spread", [0.05, 1.0, 4.0]
-)  # nearly flat (a nucleus wider than the first try) to peaked
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"temperature": 0.3},
-        {"top_k": 1},
-        {"top_k": 50},
-        {"top_k": VOCAB + 5},
-        {"top_p": 0.01},
-        {"top_p": 0.5},
-        {"top_p": 0.95},
-        {"min_p": 0.1},
-        {"min_p": 1.0},
-        {"typical_p": 0.2},
-        {"typical_p": 0.9},
-        {"top_k": 40, "top_p": 0.8},
-        {"top_k": 2000, "top_p": 0.9, "min_p": 0.02, "temperature": 1.7},
-        {"top_k": 100, "top_p": 0.9, "min_p": 0.02, "typical_p": 0.7},
-    ],
-)
-def test_filters_equal_transformers(fields, spread):
-    params = SamplingParams(**fields)
-    logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(2)) * spread
-    ours = torch.softmax(filter_logits(logits.clone(), [params] * 4), dim=-1)
-    torch.testing.assert_close(ours, warped(logits, params), atol=1e-6, rtol=1e-4)
-
-
-def test_each_row_is_filtered_by_its_own_parameters():
-    many = [
-        SamplingParams(top_k=5),
-        SamplingParams(top_p=0.7),
-        SamplingParams(),
-        SamplingParams(min_p=0.2, temperature=0.5),
-        SamplingParams(top_k=1500, top_p=0.99),
-        SamplingParams(typical_p=0.5),
-    ]
-    logits = torch.randn(len(many), VOCAB, generator=torch.Generator().manual_seed(3))
-    together = filter_logits(logits.clone(), many)
-    for row, params in enumerate(many):
-        alone = filter_logits(logits[row : row + 1].clone(), [params])
-        assert torch.equal(together[row], alone[0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_greedy_takes_the_first_of_the_largest_logits(dtype):
+    logits = torch.stack([logits_of(row, dtype=dtype) for row in range(40)])
+    tokens = sample_sequences(logits, [make_sequence(SamplingParams(temperature=0))] * 40)
+    expected = [row.index(max(row)) for row in logits.tolist()]
+    assert [token.token_id for token in tokens] == expected
 
 
 @pytest.mark.parametrize("temperature", [9e-6, 1e-30, 1e-50])
@@ -115,97 +72,104 @@ def test_a_tiny_temperature_is_greedy(temperature):
     assert [token.token_id for token in tokens] == logits.argmax(dim=-1).tolist()
 
 
-def test_repetition_penalty_equals_transformers():
-    logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(5))
-    sequence = make_sequence(SamplingParams(repetition_penalty=1.3), prompt=[5, 6, 5], output=[7, 6])
-    ours = logits[0].clone()
-    process_logits(ours, Row(sequence), None, eos_token_ids=NO_EOS)
-    theirs = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([[5, 6, 5, 7, 6]]), logits.clone())
-    torch.testing.assert_close(ours, theirs[0])
+def generate(params: SamplingParams, seed: int, length: int) -> Sequence:
+    """Generate alone, a token a step."""
+    sequence = make_sequence(params, seed=seed)
+    for _ in range(length):
+        (token,) = sample_sequences(logits_of(len(sequence.token_ids)).unsqueeze(0), [sequence])
+        sequence.token_ids.append(token.token_id)
+    return sequence
 
 
-def test_penalties_bias_and_min_tokens_by_hand():
-    params = SamplingParams(
-        frequency_penalty=0.5,
-        presence_penalty=0.25,
-        logit_bias={3: 2.0, 9: -1.5},
-        min_tokens=4,
-        stop_token_ids=[8],
-    )
-    row = torch.zeros(12)
-    sequence = make_sequence(params, prompt=[7], output=[5, 6, 5])
-    process_logits(row, Row(sequence), None, eos_token_ids=frozenset({2}))
-    expected = torch.zeros(12)
-    expected[5], expected[6], expected[3], expected[9] = -1.25, -0.75, 2.0, -1.5
-    expected[2] = expected[8] = -math.inf
-    assert torch.equal(row, expected)
-    row = torch.zeros(12)
-    process_logits(row, Row(sequence, (6,)), None, eos_token_ids=frozenset({2}))
-    assert row[2] == 0.0
+def test_rows_are_drawn_alike_alone_in_any_batch_and_order_and_after_preemption():
+    random = np.random.default_rng(1)
+    finished = [generate(SamplingParams(**fields), seed, 25) for seed, fields in enumerate(MIXED)]
+    for length in range(1, 25):
+        order = random.permutation(len(MIXED))[: random.integers(1, len(MIXED) + 1)]
+        sequences = [
+            # A fresh object with the tokens so far is what is left after a preemption.
+            make_sequence(finished[index].params, output=finished[index].token_ids[1:length], seed=index)
+            for index in order.tolist()
+        ]
+        tokens = sample_sequences(logits_of(length).expand(len(sequences), -1), sequences)
+        assert [token.token_id for token in tokens] == [finished[index].token_ids[length] for index in order]
 
 
-def test_draws_follow_the_distribution():
-    """Compare 40,000 draws with the exact probabilities by Pearson's chi-square test."""
-    logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0, -3.0, 0.3, 1.2]])
-    params = SamplingParams(temperature=1.3, top_k=6)
-    count = 40_000
-    filtered = filter_logits(logits.clone(), [params])
-    tokens = draw(filtered.expand(count, -1), noise_keys([11] * count, range(count)))
-    expected = warped(logits, params)[0] * count
-    observed = torch.bincount(tokens, minlength=8)
-    assert observed[expected == 0].sum() == 0
-    kept = expected > 0
-    statistic = ((observed[kept] - expected[kept]) ** 2 / expected[kept]).sum()
-    assert statistic < 20.5  # 5 degrees of freedom: exceeded by chance once in a thousand seeds
+@pytest.mark.parametrize("fields", MIXED)
+def test_verified_drafts_give_what_is_drawn_without_them(fields):
+    """Propose tokens that are right, partly right or wrong, and keep what speculation keeps."""
+    random = np.random.default_rng(2)
+    expected = generate(SamplingParams(**fields), 5, 40).token_ids
+    sequence = make_sequence(SamplingParams(**fields), seed=5)
+    kept = steps = 0
+    while len(sequence.token_ids) < len(expected):
+        start = len(sequence.token_ids)
+        drafts = expected[start : start + random.integers(0, 5)]
+        if drafts and random.random() < 0.6:
+            drafts[random.integers(0, len(drafts))] = int(random.integers(0, VOCAB))
+        rows = [Row(sequence, tuple(drafts[:count])) for count in range(len(drafts) + 1)]
+        tokens = sample_rows(torch.stack([logits_of(row.position) for row in rows]), rows)
+        for token, draft in zip(tokens, [*drafts, None], strict=True):
+            sequence.token_ids.append(token.token_id)
+            if token.token_id != draft:
+                break
+            kept += 1
+        steps += 1
+    assert sequence.token_ids[: len(expected)] == expected
+    assert kept > 5
+    assert steps < 35
 
 
-def test_a_draw_without_alternatives_takes_the_only_token():
-    logits = torch.full((5000, 5), -math.inf)
-    logits[:, 3] = 0.0
-    assert draw(logits, noise_keys(range(5000), [0] * 5000)).tolist() == [3] * 5000
-
-
-def test_noise_is_exponential_and_independent_over_seeds_positions_and_tokens():
-    keys = noise_keys([seed for seed in range(-50, 50) for _ in range(20)], [*range(20)] * 100)
-    noise = exponential_noise(keys, 50).double()  # [100 seeds * 20 positions, 50 tokens]
-    assert noise.min() > 0
-    uniforms = -torch.expm1(-noise)
-    counts = torch.histc(uniforms, bins=20, min=0, max=1)
-    assert ((counts - 5000) ** 2 / 5000).sum() < 43.8  # 19 degrees of freedom, one in a thousand
-    table = uniforms.view(100, 20, 50)
-    for axis in range(3):  # 4.9 million pairs at most: 5.5 standard deviations and some more
-        rows = table.movedim(axis, 0).flatten(1)
-        correlations = torch.corrcoef(rows).fill_diagonal_(0).abs()
-        assert correlations.max() < 6 / rows.shape[1] ** 0.5
-    # Neighbours, as an additive generator would leave them.
-    assert (
-        torch.corrcoef(torch.stack([table[:, :, 1:].flatten(), table[:, :, :-1].flatten()]))[0, 1].abs()
-        < 0.015
-    )
-    # The smallest numbers decide who wins: they must be as fine as the rest.
-    small = exponential_noise(noise_keys(range(200), [0] * 200), 49152).flatten()
-    assert len(small[small < 1e-4].unique()) > 0.99 * (small < 1e-4).sum()
-    assert (small < 1e-5).sum().item() == pytest.approx(len(small) * 1e-5, rel=0.35)
-    assert len({derive_seed(0, number) for number in range(1000)}) == 1000
-
-
-def test_rounding_noise_hardly_changes_a_draw():
-    """A batch of another size changes logits in their last bits; most draws must not notice."""
-    generator = torch.Generator().manual_seed(8)
-    logits = torch.randn(400, VOCAB, generator=generator) * 2
-    rounded = logits * (1 + 2**-9 * (2 * torch.rand(400, VOCAB, generator=generator) - 1))  # as bfloat16 does
-    keys = noise_keys(range(400), [5] * 400)
-    assert (draw(logits, keys) != draw(rounded, keys)).sum() < 12
+def test_draws_and_their_logprobs_do_not_depend_on_the_number_of_rows():
+    """Sums must not be split among threads otherwise for one row than for many."""
+    vocab_size = 49152
+    logits = torch.stack([logits_of(row, vocab_size, torch.float32) for row in range(40)])
+    many = [SamplingParams(**fields) for fields in MIXED]
+    sequences = [make_sequence(many[row % len(many)], seed=row) for row in range(40)]
+    together = sample_sequences(logits, sequences)
+    for row in range(40):
+        (alone,) = sample_sequences(logits[row : row + 1], [sequences[row]])
+        assert alone == together[row]
 
 
 def test_a_row_that_cannot_be_sampled_fails_alone():
     logits = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(9))
     logits[1, 7], logits[2, 7], logits[3] = math.nan, math.inf, -math.inf
-    for params in (SamplingParams(), SamplingParams(temperature=0, logprobs=2), SamplingParams(min_tokens=3)):
+    for fields in (
+        {},
+        {"temperature": 0, "logprobs": 2},
+        {"min_tokens": 3},
+        {"top_p": 0.5},
+        {"typical_p": 0.5},
+    ):
+        params = SamplingParams(**fields)
         tokens = sample_sequences(logits, [make_sequence(params, seed=row) for row in range(5)])
         assert [isinstance(token, GenerationError) for token in tokens] == [False, True, True, True, False]
         alone = sample_sequences(logits[4:], [make_sequence(params, seed=4)])
         assert tokens[4] == alone[0]
+
+
+def test_limits_that_leave_no_token_are_named():
+    logits = torch.zeros(4, 20)
+    grammar = np.zeros(20, dtype=bool)
+    grammar[11] = True
+    failed = ConstraintError("too complex")
+    regex = Structured.regex("x", param="guided_regex")
+    many = [
+        SamplingParams(allowed_token_ids=[11], bad_words=["x"]),
+        SamplingParams(structured=regex, allowed_token_ids=[4], temperature=0),
+        SamplingParams(allowed_token_ids=[4]),
+        SamplingParams(structured=regex),
+    ]
+    rows = [Row(make_sequence(params)) for params in many]
+    words, both, fine, passed_on = sample_rows(logits, rows, [None, grammar, None, failed])
+    assert isinstance(words, ConstraintError)
+    assert "`allowed_token_ids` and `bad_words`" in str(words)
+    assert isinstance(both, ConstraintError)
+    assert "`allowed_token_ids` and `guided_regex`" in str(both)
+    assert both.param == "allowed_token_ids"
+    assert fine.token_id == 4
+    assert passed_on is failed
 
 
 @pytest.mark.parametrize(
@@ -234,28 +198,6 @@ def test_extreme_parameters_still_give_a_token(fields):
         assert tokens == logits.argmax(dim=-1).tolist()
 
 
-def test_a_row_is_drawn_alike_alone_and_in_a_batch():
-    generator = torch.Generator().manual_seed(6)
-    logits = torch.randn(5, VOCAB, generator=generator).to(torch.bfloat16)  # many ties
-    many = [
-        SamplingParams(),
-        SamplingParams(top_k=30),
-        SamplingParams(top_p=0.9),
-        SamplingParams(temperature=0),
-        SamplingParams(top_k=1500, typical_p=0.9),
-    ]
-    for position in range(30):
-        sequences = [
-            make_sequence(params, output=range(position), seed=row) for row, params in enumerate(many)
-        ]
-        together = [token.token_id for token in sample_sequences(logits, sequences)]
-        alone = [
-            sample_sequences(logits[row : row + 1], [sequence])[0].token_id
-            for row, sequence in enumerate(sequences)
-        ]
-        assert together == alone
-
-
 def test_logprobs_are_of_the_unmodified_distribution():
     logits = torch.randn(2, VOCAB, generator=torch.Generator().manual_seed(7))
     unmodified = torch.log_softmax(logits, dim=-1)
@@ -268,5 +210,3 @@ def test_logprobs_are_of_the_unmodified_distribution():
     assert token.logprob.logprob == pytest.approx(float(unmodified[0, 17]))
     assert token.logprob.rank == int((unmodified[0] > unmodified[0, 17]).sum()) + 1
     assert [index for index, _ in token.logprob.top] == unmodified[0].topk(4).indices.tolist()
-    zero = sample_sequences(logits[:1], [make_sequence(SamplingParams(logprobs=0))])[0]
-    assert zero.logprob.top == ()

@@ -73,6 +73,8 @@ class DraftProposer:
             )
             self._shadows[sequence] = shadow
         common = _common_prefix(shadow.token_ids, sequence.token_ids, start=shadow.num_prompt_tokens)
+        if common < len(shadow.token_ids):
+            shadow.edits = None  # what was counted goes by tokens that turned out wrong
         # The last token is always read again: what follows it is wanted.
         shadow.num_computed = min(shadow.num_computed, common, len(sequence.token_ids) - 1)
         shadow.token_ids = list(sequence.token_ids)

@@ -1,0 +1,1 @@
+"""Do the parts of sampling; `sampler` puts them together."""
