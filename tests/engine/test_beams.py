@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -124,9 +126,18 @@ def test_constraints_and_stop_strings_hold_for_every_beam(tiny):
         structured=Structured.choice(["red", "green", "blue", "yellow"]),
     )
     [result] = run(engine, Request(prompt_token_ids=PROMPTS[0], params=params))
-    texts = [output.text for output in result.outputs]
-    assert len(set(texts)) == 3
-    assert set(texts) <= {"red", "green", "blue", "yellow"}
+    # One text may be written with other tokens.
+    assert len({tuple(output.token_ids) for output in result.outputs}) == 3
+    assert {output.text for output in result.outputs} <= {"red", "green", "blue", "yellow"}
+    [stopped] = run(
+        engine,
+        Request(
+            prompt_token_ids=PROMPTS[0],
+            params=dataclasses.replace(params, stop=["e"], include_stop_str_in_output=True),
+        ),
+    )
+    assert {output.text for output in stopped.outputs} <= {"re", "gre", "blue", "ye"}
+    assert {output.finish_reason for output in stopped.outputs} == {"stop"}
 
 
 def test_what_can_never_run_at_once_is_refused_with_numbers(tiny):
