@@ -42,12 +42,16 @@ class ModelRunner:
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig, *, max_num_batched_tokens: int) -> None:
         self._model = loaded.model
-        self.torch_device: torch.device = self._model.device
+        self._native = loaded.native
+        self.torch_device: torch.device = torch.device("cpu") if self._native else self._model.device
         self.dtype: torch.dtype = self._model.dtype
         self._picks_logits = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         on_gpu = self.torch_device.type == "cuda"
         probe_tokens = min(max_num_batched_tokens if on_gpu else _CPU_PROBE_TOKENS, loaded.max_model_len)
-        shapes, peak = self._probe(config.model, probe_tokens, min(config.max_num_seqs, probe_tokens))
+        if self._native is not None:
+            shapes, peak = self._native.shapes, 0
+        else:
+            shapes, peak = self._probe(config.model, probe_tokens, min(config.max_num_seqs, probe_tokens))
         each = page_bytes(shapes, config.page_size, self.dtype)
         count = num_pages(
             config,
@@ -61,11 +65,15 @@ class ModelRunner:
         cache = KVCache(
             shapes, num_pages=count, page_size=config.page_size, dtype=self.dtype, device=self.torch_device
         )
+        if self._native is not None:
+            self._native.attach(cache, max_tokens=max_num_batched_tokens, num_threads=torch.get_num_threads())
         self._backend: AttentionBackend = make_backend(cache)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> torch.Tensor:
         """Store the batch's keys and values and return the logits `[R, vocab_size]` that it asks for."""
+        if self._native is not None:
+            return self._native.forward(batch)
         self._backend.plan(batch)
         return self._run(self._backend, batch.input_ids, batch.positions, batch.logits_index)
 
