@@ -77,20 +77,24 @@ static void stage(const AttentionPlace *at, AttentionRows *rows, int position, i
 INLINE void score16(
     const int count, const int is_bf16, AttentionRows *rows, const void *keys, size_t place, size_t stride,
     int head_dim, int position, int column) {
-    f32x16 sums[ATTENTION_ROWS];
+    f32x16 sums[ATTENTION_ROWS], others[ATTENTION_ROWS]; /* two, as each addition waits for the one before */
     static const int32_t numbers[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #pragma GCC unroll 8
-    for (int r = 0; r < count; r++) sums[r] = splat(0);
-    for (int d = 0; d < head_dim; d++) {
+    for (int r = 0; r < count; r++) sums[r] = others[r] = splat(0);
+    for (int d = 0; d < head_dim; d += 2) {
         f32x16 key = load_kv(keys, place + d * stride, is_bf16);
+        f32x16 next = load_kv(keys, place + (d + 1) * stride, is_bf16);
 #pragma GCC unroll 8
-        for (int r = 0; r < count; r++) sums[r] += key * rows->query[r][d];
+        for (int r = 0; r < count; r++) {
+            sums[r] += key * rows->query[r][d];
+            others[r] += next * rows->query[r][d + 1];
+        }
     }
     i32x16 at = *(const i32x16 *)memcpy(&(i32x16){0}, numbers, 64) + position;
 #pragma GCC unroll 8
     for (int r = 0; r < count; r++) {
         i32x16 seen = (at >= rows->first[r]) & (at < rows->end[r]);
-        store(rows->scores[r] + column, select_float(seen, sums[r], splat(-INFINITY)));
+        store(rows->scores[r] + column, select_float(seen, sums[r] + others[r], splat(-INFINITY)));
     }
 }
 

@@ -21,6 +21,7 @@
 #include "vectors.h"
 
 #define BLOCK 32
+#define AHEAD 4096 /* bytes of weights asked for ahead: the CPU's own look-ahead ends with a memory page */
 /* Tokens that share a read of the weights: as many as the registers hold sums of. */
 #ifdef __AVX512F__
 #define TILE 16
@@ -38,16 +39,20 @@ typedef struct {
     const float *bias; /* [rows], or NULL */
 } Linear;
 
-/* The input of a product, `[tokens, 32 * blocks]`: `x` for F32 and BF16; else `q` with a scale, the sum of the
- * codes and their product per block. */
+/* The input of a product: tokens in tiles of `tile` (TILE, or 1 for a single token), blocks of 32 values of a
+ * tile's tokens after each other. `x` for F32 and BF16; else the codes `q`, and for each block of a token the
+ * scale, the sum of the codes and their product. */
 typedef struct {
-    int blocks;
+    int blocks, tile;
     float *x;
     int8_t *q;
     float *scale, *scaled_sum;
     int32_t *sum;
 } Input;
 
+INLINE size_t input_place(const Input *input, int t, int b) {
+    return ((size_t)(t / input->tile) * input->blocks + b) * input->tile + t % input->tile;
+}
 INLINE int linear_blocks(const Linear *linear) { return (linear->cols + BLOCK - 1) / BLOCK; }
 INLINE int linear_groups(const Linear *linear) { return (linear->rows + LANES - 1) / LANES; }
 INLINE size_t block_bytes(int format) {
@@ -171,75 +176,72 @@ void linear_row(const Linear *linear, int row, float *to) {
 
 /* ---- input ---- */
 
-/* Round 32 floats to 8 bits: block `b` of token `t`. */
-INLINE void quantize_block(const Input *input, int t, int b, f32x16 first, f32x16 second) {
-    size_t place = (size_t)t * input->blocks + b;
+/* Round 32 floats to 8 bits. */
+static void quantize_block(const Input *input, size_t place, f32x16 first, f32x16 second) {
     float most = max_lanes(max_each(abs_each(first), abs_each(second)));
-    float inverse = most > 0 ? 127.0f / most : 0;
-    i32x16 a = round_to_int(first * inverse), c = round_to_int(second * inverse);
-    int8_t *q = input->q + place * BLOCK;
-    int32_t sum = 0;
-    for (int i = 0; i < LANES; i++) {
-        q[i] = (int8_t)a[i];
-        q[i + LANES] = (int8_t)c[i];
-    }
-    for (int i = 0; i < BLOCK; i++) sum += q[i];
-    input->scale[place] = most / 127.0f;
+    float inverse = most > 0 ? 127.0f / most : 0, scale = most / 127.0f;
+    i32x16 low = round_to_int(first * inverse), high = round_to_int(second * inverse);
+    int32_t sum = sum_lanes_int(low + high);
+    i8x16_any *q = (i8x16_any *)(input->q + place * BLOCK);
+    q[0] = __builtin_convertvector(low, i8x16);
+    q[1] = __builtin_convertvector(high, i8x16);
+    input->scale[place] = scale;
     input->sum[place] = sum;
-    input->scaled_sum[place] = most / 127.0f * (float)sum;
+    input->scaled_sum[place] = scale * (float)sum;
 }
 
 /* Store block `b` of token `t` in the form that weights of `format` are multiplied with. */
 INLINE void input_block(const Input *input, int format, int t, int b, f32x16 first, f32x16 second) {
+    size_t place = input_place(input, t, b);
     if (format >= Q8) {
-        quantize_block(input, t, b, first, second);
+        quantize_block(input, place, first, second);
         return;
     }
-    float *to = input->x + ((size_t)t * input->blocks + b) * BLOCK;
-    store(to, first);
-    store(to + LANES, second);
+    store(input->x + place * BLOCK, first);
+    store(input->x + place * BLOCK + LANES, second);
 }
 
 /* ---- products ---- */
 
+/* `tokens` neighbours of one tile, the first at `place` in block 0; `tile` as in the input. */
 INLINE void product_float(
-    const int tokens, const int format, const uint8_t *weights, const Input *input, int t0, f32x16 *out) {
-    size_t width = (size_t)input->blocks * BLOCK;
-    const float *x = input->x + t0 * width;
+    const int tokens, const int tile, const int format, const uint8_t *weights, const Input *input,
+    size_t place, f32x16 *out) {
+    const float *x = input->x + place * BLOCK;
     f32x16 sums[TILE];
 #pragma GCC unroll 16
     for (int t = 0; t < tokens; t++) sums[t] = splat(0);
-    for (size_t k = 0; k < width; k += 2) {
-        f32x16 even, odd;
-        if (format == F32) {
-            even = load((const float *)weights + k * LANES);
-            odd = load((const float *)weights + (k + 1) * LANES);
-        } else {
-            u32x16 pairs = *(const u32x16_any *)((const uint16_t *)weights + k * LANES);
-            even = (f32x16)(pairs << 16);
-            odd = (f32x16)(pairs & 0xffff0000);
-        }
+    for (int b = 0; b < input->blocks; b++, x += tile * BLOCK)
+        for (int k = 0; k < BLOCK; k += 2, weights += 2 * LANES * (format == F32 ? 4 : 2)) {
+            f32x16 even, odd;
+            if (format == F32) {
+                even = load((const float *)weights);
+                odd = load((const float *)weights + LANES);
+            } else {
+                u32x16 pairs = *(const u32x16_any *)weights;
+                even = (f32x16)(pairs << 16);
+                odd = (f32x16)(pairs & 0xffff0000);
+            }
 #pragma GCC unroll 16
-        for (int t = 0; t < tokens; t++) {
-            sums[t] += even * x[t * width + k];
-            sums[t] += odd * x[t * width + k + 1];
+            for (int t = 0; t < tokens; t++) sums[t] += even * x[t * BLOCK + k];
+#pragma GCC unroll 16
+            for (int t = 0; t < tokens; t++) sums[t] += odd * x[t * BLOCK + k + 1];
         }
-    }
 #pragma GCC unroll 16
     for (int t = 0; t < tokens; t++) out[t] = sums[t];
 }
 
+#define TOGETHER 4 /* sums of as many tokens that grow at once, as each addition waits for the one before */
+
 INLINE void product_int(
-    const int tokens, const int format, const uint8_t *weights, const uint16_t *scales, const Input *input,
-    int t0, f32x16 *out) {
-    size_t blocks = input->blocks;
-    const int8_t *q = input->q + t0 * blocks * BLOCK;
-    const float *scale = input->scale + t0 * blocks, *scaled_sum = input->scaled_sum + t0 * blocks;
-    const int32_t *sum = input->sum + t0 * blocks;
+    const int tokens, const int tile, const int format, const uint8_t *weights, const uint16_t *scales,
+    const Input *input, size_t place, f32x16 *out) {
+    const int together = tokens < TOGETHER ? tokens : TOGETHER;
     f32x16 sums[TILE];
 #pragma GCC unroll 16
     for (int t = 0; t < tokens; t++) sums[t] = splat(0);
-    for (size_t b = 0; b < blocks; b++) {
+    for (int b = 0; b < input->blocks; b++, place += tile) {
+        const int8_t *q = input->q + place * BLOCK;
         u8x64 w[8];
         f32x16 d = load_f16(scales), m;
         if (format == Q4) {
@@ -254,56 +256,68 @@ INLINE void product_int(
 #pragma GCC unroll 8
             for (int j = 0; j < 8; j++) w[j] = *(const u8x64_any *)(weights + j * 64);
         }
+        __builtin_prefetch(weights + AHEAD);
         weights += block_bytes(format);
         scales += block_scales(format);
 #pragma GCC unroll 16
-        for (int t = 0; t < tokens; t++) {
-            const int8_t *codes = q + (t * blocks + b) * BLOCK;
-            i32x16 dot = format == Q4 ? splat_int(0) : splat_int(-128 * sum[t * blocks + b]);
+        for (int t0 = 0; t0 < tokens; t0 += together) {
+            i32x16 dot[TOGETHER];
+#pragma GCC unroll 4
+            for (int i = 0; i < together; i++)
+                dot[i] = splat_int(format == Q4 ? 0 : -128 * input->sum[place + t0 + i]);
 #pragma GCC unroll 8
-            for (int j = 0; j < 8; j++) {
-                int32_t four;
-                memcpy(&four, codes + 4 * j, 4);
-                dot = dot4(dot, w[j], four);
+            for (int j = 0; j < 8; j++)
+#pragma GCC unroll 4
+                for (int i = 0; i < together; i++) {
+                    int32_t four;
+                    memcpy(&four, q + (t0 + i) * BLOCK + 4 * j, 4);
+                    dot[i] = dot4(dot[i], w[j], four);
+                }
+#pragma GCC unroll 4
+            for (int i = 0; i < together; i++) {
+                sums[t0 + i] += to_float(dot[i]) * (d * input->scale[place + t0 + i]);
+                if (format == Q4) sums[t0 + i] += m * input->scaled_sum[place + t0 + i];
             }
-            sums[t] += to_float(dot) * (d * scale[t * blocks + b]);
-            if (format == Q4) sums[t] += m * scaled_sum[t * blocks + b];
         }
     }
 #pragma GCC unroll 16
     for (int t = 0; t < tokens; t++) out[t] = sums[t];
 }
 
-#define PRODUCT(tokens)                                                                                        \
-    static void product_##tokens(const Linear *linear, int group, const Input *input, int t0, f32x16 *out) {   \
+#define PRODUCT(name, tokens, tile)                                                                            \
+    static void product_##name(const Linear *linear, int group, const Input *input, size_t at, f32x16 *out) {  \
         size_t place = (size_t)group * input->blocks;                                                          \
         const uint8_t *weights = linear->weights + place * block_bytes(linear->format);                        \
         const uint16_t *scales = linear->scales + place * block_scales(linear->format);                        \
-        if (linear->format == Q4) product_int(tokens, Q4, weights, scales, input, t0, out);                    \
-        else if (linear->format == Q8) product_int(tokens, Q8, weights, scales, input, t0, out);               \
-        else if (linear->format == BF16) product_float(tokens, BF16, weights, input, t0, out);                 \
-        else product_float(tokens, F32, weights, input, t0, out);                                              \
+        if (linear->format == Q4) product_int(tokens, tile, Q4, weights, scales, input, at, out);              \
+        else if (linear->format == Q8) product_int(tokens, tile, Q8, weights, scales, input, at, out);         \
+        else if (linear->format == BF16) product_float(tokens, tile, BF16, weights, input, at, out);           \
+        else product_float(tokens, tile, F32, weights, input, at, out);                                        \
     }
-PRODUCT(1)
-PRODUCT(2)
-PRODUCT(4)
+PRODUCT(single, 1, 1)
+PRODUCT(1, 1, TILE)
+PRODUCT(2, 2, TILE)
+PRODUCT(4, 4, TILE)
 #if TILE > 4
-PRODUCT(8)
-PRODUCT(16)
+PRODUCT(8, 8, TILE)
+PRODUCT(16, 16, TILE)
 #endif
 
-/* Multiply one group of 16 rows with `count` (at most TILE) tokens from `t0` on; `out[t]` are their 16 rows. */
+/* Multiply one group of 16 rows with `count` (at most TILE) tokens from `t0`, a multiple of TILE, on;
+ * `out[t]` are their 16 rows. */
 static void linear_tile(const Linear *linear, int group, const Input *input, int t0, int count, f32x16 *out) {
+    size_t at = input_place(input, t0, 0);
     while (count > 0) {
         int done = count >= TILE ? TILE : count >= 8 ? 8 : count >= 4 ? 4 : count >= 2 ? 2 : 1;
-        if (done == 1) product_1(linear, group, input, t0, out);
-        else if (done == 2) product_2(linear, group, input, t0, out);
-        else if (done == 4) product_4(linear, group, input, t0, out);
+        if (input->tile == 1) product_single(linear, group, input, at, out);
+        else if (done == 1) product_1(linear, group, input, at, out);
+        else if (done == 2) product_2(linear, group, input, at, out);
+        else if (done == 4) product_4(linear, group, input, at, out);
 #if TILE > 4
-        else if (done == 8) product_8(linear, group, input, t0, out);
-        else product_16(linear, group, input, t0, out);
+        else if (done == 8) product_8(linear, group, input, at, out);
+        else product_16(linear, group, input, at, out);
 #endif
-        t0 += done;
+        at += done;
         out += done;
         count -= done;
     }

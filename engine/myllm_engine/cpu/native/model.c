@@ -13,6 +13,7 @@
 #include "attention.h"
 #include "linear.h"
 #include "pool.h"
+#include "tiles.h"
 #include "vectors.h"
 
 typedef struct {
@@ -80,7 +81,8 @@ static void meet(Model *model, int thread, int part) {
 /* ---- input of products ---- */
 
 static int input_allocate(Input *input, int tokens, int blocks) {
-    size_t count = (size_t)tokens * blocks;
+    input->tile = tokens == 1 ? 1 : TILE;
+    size_t count = (size_t)(tokens + input->tile - 1) / input->tile * input->tile * blocks;
     input->blocks = blocks;
     input->x = allocate(count * BLOCK * 4);
     input->q = allocate(count * BLOCK);
@@ -98,16 +100,22 @@ static void input_free(Input *input) {
     free(input->sum);
 }
 
-/* Store `x * factor * weight` (weight NULL: 1), `[cols]`, as token `t` of a product's input. */
+/* Store `x * factor * weight` (weight NULL: `x`), `[cols]`, as token `t` of a product's input. */
 static void prepare(const Input *input, const Linear *linear, int t, const float *x, float factor, const float *weight) {
     for (int b = 0; b < input->blocks; b++) {
-        float part[BLOCK] = {0};
-        int count = linear->cols - b * BLOCK < BLOCK ? linear->cols - b * BLOCK : BLOCK;
-        for (int k = 0; k < count; k++) {
-            int place = b * BLOCK + k;
-            part[k] = weight ? x[place] * factor * weight[place] : x[place];
+        int from = b * BLOCK, count = linear->cols - from < BLOCK ? linear->cols - from : BLOCK;
+        float part[BLOCK] = {0}, scale[BLOCK] = {0};
+        const float *values = x + from, *weights = weight ? weight + from : NULL;
+        if (count < BLOCK) {
+            values = memcpy(part, values, sizeof(float) * count);
+            if (weights) weights = memcpy(scale, weights, sizeof(float) * count);
         }
-        input_block(input, linear->format, t, b, load(part), load(part + LANES));
+        f32x16 low = load(values), high = load(values + LANES);
+        if (weights) {
+            low = low * factor * load(weights);
+            high = high * factor * load(weights + LANES);
+        }
+        input_block(input, linear->format, t, b, low, high);
     }
 }
 
@@ -152,7 +160,7 @@ static void multiply(
                 int count = tokens - t0 < TILE ? tokens - t0 : TILE;
                 int width = linear->rows - g * LANES < LANES ? linear->rows - g * LANES : LANES;
                 const float *bias = linear->bias ? linear->bias + g * LANES : NULL;
-                linear_tile(linear, g, input, t0, count, out);
+                linear_product(linear, g, input, t0, count, out);
                 for (int t = 0; t < count; t++) {
                     float *at = to + (size_t)(t0 + t) * stride + g * LANES;
                     if (width == LANES) {
@@ -179,7 +187,7 @@ static void multiply_gated(Model *model, int thread, const Layer *layer, const I
             for (int t0 = 0; t0 < tokens; t0 += TILE) {
                 int count = tokens - t0 < TILE ? tokens - t0 : TILE;
                 for (int part = 0; part < 4; part++) {
-                    linear_tile(linear, b * 4 + part, input, t0, count, out[part]);
+                    linear_product(linear, b * 4 + part, input, t0, count, out[part]);
                     if (linear->bias)
                         for (int t = 0; t < count; t++)
                             out[part][t] += load(linear->bias + (b * 4 + part) * LANES);
@@ -314,6 +322,7 @@ static void forward(void *argument, int thread) {
     const Input *own_normed = &model->own_normed[thread], *own_heads = &model->own_heads[thread];
     int tokens = model->step->num_tokens;
     if (thread == 0) clock_gettime(CLOCK_MONOTONIC, &model->mark);
+    tiles_begin();
     embed(model, thread);
     for (int i = 0; i < config->num_layers; i++) {
         const Layer *layer = &config->layers[i];
@@ -330,6 +339,7 @@ static void forward(void *argument, int thread) {
         multiply(model, thread, &layer->down, &model->mid, tokens, model->residual, config->hidden, ADD);
     }
     finish(model, thread);
+    tiles_end();
 }
 
 /* ---- what Python calls ---- */
@@ -398,6 +408,7 @@ Model *model_create(const Config *config) {
         model_free(model);
         return NULL;
     }
+    tiles_request();
     pool_start(&model->pool, threads, forward, model);
     return model;
 }
@@ -419,15 +430,18 @@ int linear_multiply(const Linear *linear, const float *x, int tokens, float *to)
     Input input;
     f32x16 out[TILE];
     if (input_allocate(&input, tokens, linear_blocks(linear)) != 0) return -1;
+    tiles_request();
+    tiles_begin();
     for (int t = 0; t < tokens; t++) prepare(&input, linear, t, x + (size_t)t * linear->cols, 1, NULL);
     for (int g = 0; g < linear_groups(linear); g++)
         for (int t0 = 0; t0 < tokens; t0 += TILE) {
             int count = tokens - t0 < TILE ? tokens - t0 : TILE;
-            linear_tile(linear, g, &input, t0, count, out);
+            linear_product(linear, g, &input, t0, count, out);
             for (int t = 0; t < count; t++)
                 for (int i = 0; i < LANES && g * LANES + i < linear->rows; i++)
                     to[(size_t)(t0 + t) * linear->rows + g * LANES + i] = out[t][i];
         }
+    tiles_end();
     input_free(&input);
     return 0;
 }

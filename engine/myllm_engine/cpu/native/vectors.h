@@ -19,11 +19,13 @@ typedef float f32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef int8_t i8x16 __attribute__((vector_size(16)));
 typedef uint8_t u8x64 __attribute__((vector_size(64)));
 /* The same, for memory of any alignment. */
 typedef f32x16 f32x16_any __attribute__((aligned(4), may_alias));
 typedef u32x16 u32x16_any __attribute__((aligned(4), may_alias));
 typedef u16x16 u16x16_any __attribute__((aligned(2), may_alias));
+typedef i8x16 i8x16_any __attribute__((aligned(1), may_alias));
 typedef u8x64 u8x64_any __attribute__((aligned(1), may_alias));
 
 INLINE f32x16 splat(float value) { return value - (f32x16){0}; }
@@ -38,10 +40,24 @@ INLINE f32x16 max_each(f32x16 a, f32x16 b) { return select_float(a > b, a, b); }
 INLINE f32x16 abs_each(f32x16 a) { return (f32x16)((i32x16)a & splat_int(0x7fffffff)); }
 
 INLINE float sum_lanes(f32x16 value) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)value);
+#else
     float lanes[LANES], half[4];
     store(lanes, value);
     for (int i = 0; i < 4; i++) half[i] = (lanes[i] + lanes[i + 8]) + (lanes[i + 4] + lanes[i + 12]);
     return (half[0] + half[2]) + (half[1] + half[3]);
+#endif
+}
+
+INLINE int32_t sum_lanes_int(i32x16 value) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_epi32((__m512i)value);
+#else
+    int32_t sum = 0;
+    for (int i = 0; i < LANES; i++) sum += value[i];
+    return sum;
+#endif
 }
 
 INLINE float max_lanes(f32x16 value) {
