@@ -60,7 +60,7 @@ typedef struct {
     Input *own_normed, *own_heads; /* of one token, one per thread */
     AttentionRows **scratch; /* one per thread */
     Piece *pieces;
-    int num_pieces;
+    int num_pieces, one_piece_each;
     double seconds[NUM_PARTS];
     struct timespec mark;
 } Model;
@@ -203,6 +203,12 @@ static void multiply_gated(Model *model, int thread, const Layer *layer, const I
 
 /* ---- attention ---- */
 
+static AttentionPlace attention_place(const Model *model, const Layer *layer, int kv_head, const int32_t *pages) {
+    const Config *config = &model->config;
+    return (AttentionPlace){config->kv_heads, config->head_dim, config->page_size, config->kv_is_bf16, kv_head,
+                            layer->keys, layer->values, pages};
+}
+
 /* Normalise (where the model does) and rotate one head in place. */
 static void rotate(const Config *config, float *head, int64_t position, const float *norm) {
     int dim = config->head_dim, half = dim / 2;
@@ -218,33 +224,35 @@ static void rotate(const Config *config, float *head, int64_t position, const fl
     }
 }
 
-/* Rotate queries and keys and store keys and values, by token and head. */
-static void rotate_and_store(Model *model, int thread, const Layer *layer) {
+/* Rotate the queries and the key of token `t` under one key head, and store its key and value. */
+static void rotate_and_store(Model *model, const Layer *layer, int t, int kv_head) {
     const Config *config = &model->config;
     const Step *step = model->step;
-    int dim = config->head_dim, each = config->heads + config->kv_heads;
-    int total = step->num_tokens * each, share = pool_share(&model->pool, total);
+    int dim = config->head_dim, size = config->page_size, shared = config->heads / config->kv_heads;
+    float *row = model->qkv + (size_t)t * model->qkv_width;
+    float *query = row + kv_head * shared * dim, *key = row + (config->heads + kv_head) * dim;
+    const float *value = key + config->kv_heads * dim;
+    for (int h = 0; h < shared; h++) {
+        rotate(config, query + h * dim, step->positions[t], layer->q_norm);
+        for (int d = 0; d < dim; d++) query[h * dim + d] *= config->scale;
+    }
+    rotate(config, key, step->positions[t], layer->k_norm);
+    AttentionPlace at = attention_place(model, layer, kv_head, NULL);
+    int page = (int)(step->slots[t] / size), offset = (int)(step->slots[t] % size);
+    size_t key_at = key_place(&at, page, offset), value_at = value_place(&at, page, offset);
+    for (int d = 0; d < dim; d++) write_kv(layer->keys, key_at + (size_t)d * size, key[d], config->kv_is_bf16);
+    for (int d = 0; d < dim; d++) write_kv(layer->values, value_at + d, value[d], config->kv_is_bf16);
+}
+
+/* Store all tokens before any attends to them. Where each sequence has one token, the thread that attends with it
+ * stores it, and nobody has to wait. */
+static void store_all(Model *model, int thread, const Layer *layer) {
+    int kv_heads = model->config.kv_heads, total = model->step->num_tokens * kv_heads;
+    int share = pool_share(&model->pool, total);
+    if (model->one_piece_each) return;
     for (int first = pool_take(&model->pool, share); first < total; first = pool_take(&model->pool, share))
-        for (int item = first; item < first + share && item < total; item++) {
-            int t = item / each, h = item % each;
-            float *row = model->qkv + (size_t)t * model->qkv_width, *head = row + h * dim;
-            if (h < config->heads) {
-                rotate(config, head, step->positions[t], layer->q_norm);
-                for (int d = 0; d < dim; d++) head[d] *= config->scale;
-                continue;
-            }
-            rotate(config, head, step->positions[t], layer->k_norm);
-            int kv_head = h - config->heads;
-            const float *value = row + (each + kv_head) * dim;
-            AttentionPlace at = {config->kv_heads, dim, config->page_size, config->kv_is_bf16, kv_head,
-                                 layer->keys, layer->values, NULL};
-            int page = (int)(step->slots[t] / config->page_size), offset = (int)(step->slots[t] % config->page_size);
-            size_t key_at = key_place(&at, page, offset), value_at = value_place(&at, page, offset);
-            for (int d = 0; d < dim; d++) {
-                write_kv(layer->keys, key_at + (size_t)d * config->page_size, head[d], config->kv_is_bf16);
-                write_kv(layer->values, value_at + d, value[d], config->kv_is_bf16);
-            }
-        }
+        for (int item = first; item < first + share && item < total; item++)
+            rotate_and_store(model, layer, item / kv_heads, item % kv_heads);
     meet(model, thread, ATTENTION);
 }
 
@@ -272,6 +280,7 @@ static void attend_all(Model *model, int thread, const Layer *layer) {
         int kv_head = item / model->num_pieces;
         Piece piece = model->pieces[item % model->num_pieces];
         float *outputs[ATTENTION_ROWS];
+        if (model->one_piece_each) rotate_and_store(model, layer, piece.token, kv_head);
         for (int r = 0; r < piece.count; r++) {
             int token = piece.token + (piece.row + r) / shared, head = kv_head * shared + (piece.row + r) % shared;
             int position = (int)step->positions[token];
@@ -280,8 +289,8 @@ static void attend_all(Model *model, int thread, const Layer *layer) {
             rows->end[r] = position + 1;
             rows->first[r] = layer->window > 0 && position >= layer->window ? position + 1 - layer->window : 0;
         }
-        AttentionPlace at = {config->kv_heads, dim, config->page_size, config->kv_is_bf16, kv_head,
-                             layer->keys, layer->values, step->pages + step->page_starts[piece.sequence]};
+        AttentionPlace at =
+            attention_place(model, layer, kv_head, step->pages + step->page_starts[piece.sequence]);
         attention_rows(&at, rows, piece.count);
         for (int r = 0; r < piece.count; r++) memcpy(outputs[r], rows->output[r], sizeof(float) * dim);
     }
@@ -295,7 +304,10 @@ static void embed(Model *model, int thread) {
     int hidden = model->config.hidden;
     for (int t = pool_take(&model->pool, 1); t < step->num_tokens; t = pool_take(&model->pool, 1))
         linear_row(&model->config.embed, (int)step->input_ids[t], model->residual + (size_t)t * hidden);
-    if (thread == 0) model->num_pieces = cut_pieces(model, model->pieces);
+    if (thread == 0) {
+        model->num_pieces = cut_pieces(model, model->pieces);
+        model->one_piece_each = step->num_tokens == step->num_sequences && model->num_pieces == step->num_tokens;
+    }
     meet(model, thread, OTHER);
 }
 
@@ -329,7 +341,7 @@ static void forward(void *argument, int thread) {
         const Input *input = prepare_all(
             model, thread, &layer->qkv, model->residual, layer->input_norm, &model->normed, own_normed);
         multiply(model, thread, &layer->qkv, input, tokens, model->qkv, model->qkv_width, SET);
-        rotate_and_store(model, thread, layer);
+        store_all(model, thread, layer);
         attend_all(model, thread, layer);
         input = prepare_all(model, thread, &layer->o, model->attended, NULL, &model->heads, own_heads);
         multiply(model, thread, &layer->o, input, tokens, model->residual, config->hidden, ADD);

@@ -12,7 +12,11 @@
 
 #include "vectors.h"
 
-#define SPINS 1000 /* 20 to 60 microseconds, as long as waking a sleeper takes */
+#define MOST_SPINS 1000 /* 20 to 60 microseconds, as long as waking a sleeper takes */
+#define LEAST_SPINS 8
+
+/* How long this thread spins: less each time that it was in vain, as on a busy machine, and more when it was not. */
+static _Thread_local int spins = MOST_SPINS;
 
 typedef struct Pool {
     int size;
@@ -53,10 +57,14 @@ static void pool_barrier(Pool *pool) {
         }
         return;
     }
-    for (int i = 0; i < SPINS; i++) {
-        if (atomic_load_explicit(&pool->generation, memory_order_acquire) != generation) return;
+    for (int i = 0; i < spins; i++) {
+        if (atomic_load_explicit(&pool->generation, memory_order_acquire) != generation) {
+            spins = spins * 2 < MOST_SPINS ? spins * 2 : MOST_SPINS;
+            return;
+        }
         relax();
     }
+    spins = spins / 2 > LEAST_SPINS ? spins / 2 : LEAST_SPINS;
     pthread_mutex_lock(&pool->lock);
     /* Counted before the generation is read again, and read after it is written: one of the two sees. */
     atomic_fetch_add(&pool->sleepers, 1);
