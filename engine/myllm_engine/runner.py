@@ -64,12 +64,16 @@ class ModelRunner:
         agree: Callable[[int], int] = lambda count: count,
     ) -> None:
         self._model = loaded.model
-        self.torch_device: torch.device = self._model.device
+        self._native = loaded.native
+        self.torch_device: torch.device = torch.device("cpu") if self._native else self._model.device
         self.dtype: torch.dtype = self._model.dtype
         self._picks_logits = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         on_gpu = self.torch_device.type == "cuda"
         probe_tokens = min(max_num_batched_tokens if on_gpu else _CPU_PROBE_TOKENS, loaded.max_model_len)
-        shapes, peak = self._probe(config.model, probe_tokens, min(config.max_num_seqs, probe_tokens))
+        if self._native is not None:
+            shapes, peak = self._native.shapes, 0
+        else:
+            shapes, peak = self._probe(config.model, probe_tokens, min(config.max_num_seqs, probe_tokens))
         each = page_bytes(shapes, config.page_size, self.dtype)
         count = agree(
             num_pages(
@@ -85,6 +89,9 @@ class ModelRunner:
         self._cache = KVCache(
             shapes, num_pages=count, page_size=config.page_size, dtype=self.dtype, device=self.torch_device
         )
+        if self._native is not None:
+            threads = torch.get_num_threads()
+            self._native.attach(self._cache, max_tokens=max_num_batched_tokens, num_threads=threads)
         self._backend: AttentionBackend = make_backend(self._cache)
 
     @torch.inference_mode()
@@ -95,6 +102,10 @@ class ModelRunner:
             Logits `[R, vocab_size]`, and the hidden states `[H, hidden_size]` after the last layer's norm, or
             None when none are wanted.
         """
+        if self._native is not None:
+            # What is computed twice, where both are wanted, is the same both times.
+            hidden = self._native.hidden_states(batch, batch.hidden_index) if batch.pooled else None
+            return self._native.forward(batch), hidden
         self._backend.plan(batch)
         if not batch.pooled:
             return self._run(self._backend, batch.input_ids, batch.positions, batch.logits_index), None

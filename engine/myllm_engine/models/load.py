@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..attention import ATTENTION_NAME, register_attention
 from ..config import EngineConfig
+from ..cpu.model import NativeModel, make_native
 from ..errors import ModelLoadError
 from .pack import pack_linears
 from .source import ModelSource
@@ -37,6 +38,7 @@ class LoadedModel:
         max_model_len: tokens that one sequence may have.
         vocab_size: width of the logits.
         eos_token_ids: from the model's config and generation config.
+        native: the model in the CPU library, which then computes instead of `model`; None: there is none.
     """
 
     model: PreTrainedModel
@@ -44,6 +46,7 @@ class LoadedModel:
     max_model_len: int
     vocab_size: int
     eos_token_ids: frozenset[int]
+    native: NativeModel | None = None
 
 
 def choose_device(device: str) -> torch.device:
@@ -102,14 +105,19 @@ def load_model(
         )
     model.eval()
     vocab_size = model.get_output_embeddings().weight.shape[0]
-    if config.tensor_parallel_size == 1:  # a layer's part holds hooks, which packing would lose
+    max_model_len = _max_model_len(config, text_config)
+    native = make_native(model, config, source, max_len=max_model_len) if device.type == "cpu" else None
+    if native is not None:
+        model.to("meta")  # keeps the config and the shapes, and no weights
+    elif config.tensor_parallel_size == 1:  # a layer's part holds hooks, which packing would lose
         pack_linears(model)
     return LoadedModel(
         model=model,
         name=_short_name(config.model, source),
-        max_model_len=_max_model_len(config, text_config),
+        max_model_len=max_model_len,
         vocab_size=vocab_size,
         eos_token_ids=_eos_ids(model.generation_config) | _eos_ids(text_config),
+        native=native,
     )
 
 
