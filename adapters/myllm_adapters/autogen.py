@@ -21,6 +21,7 @@ from typing import Any
 from myllm import HTTPOptions, InvalidParameterError, MyLLMError, RequestTimeoutError, Timeout
 from myllm.dialects import OpenAIDialect, VLLMDialect
 from myllm.endpoints import Endpoint, PortSpec, UrlSpec, resolve_endpoints
+from myllm.engines import engine_endpoint, refuse_places
 from myllm.errors import ConnectTimeoutError
 from myllm.params import KNOWN_NAMES, build, unknown_parameter
 from myllm.transport.framework import httpx_client
@@ -70,6 +71,7 @@ class MyLLMConfigEntry(OpenAILLMConfigEntry):
         timeout: seconds to wait for the next byte of an answer, or a `myllm.Timeout`.
         max_retries: further tries after a refused connection and the statuses 408, 409, 429 and 5xx.
         http: certificates, proxy and basic authentication.
+        engine: instead of a server, an engine in this process, as `myllm.Client` takes it.
         **settings: parameters (`temperature=…`, `top_k=…`: `myllm.params.Parameters`), the other fields of
             AutoGen's entry (`tags=`, `stream=`, …), and `extra_body=` for fields to send as they are.
 
@@ -93,10 +95,15 @@ class MyLLMConfigEntry(OpenAILLMConfigEntry):
         max_retries: int = 2,
         http: HTTPOptions | None = None,
         http_client: httpx.Client | None = None,
+        engine: Any = None,
         extra_body: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        endpoint = _one(resolve_endpoints(_one_url(base_url, url), api_key, port=port))
+        if engine is not None:
+            refuse_places(base_url=base_url, url=url, port=port, api_key=api_key, http=http)
+            endpoint = engine_endpoint(engine)
+        else:
+            endpoint = _one(resolve_endpoints(_one_url(base_url, url), api_key, port=port))
         top_level, extra = _split(model, settings)
         client = http_client or httpx_client(
             endpoint,
@@ -147,6 +154,9 @@ def llm_config(
         UnknownParameterError, InvalidParameterError, UnsupportedFeatureError: an argument is not understood.
     """
     whole = {name: settings.pop(name) for name in _LLM_CONFIG_NAMES & settings.keys()}
+    if settings.get("engine") is not None:
+        refuse_places(base_url=base_url, url=url, port=port, api_key=api_key)
+        return LLMConfig(MyLLMConfigEntry(model, **settings), **whole)
     endpoints = resolve_endpoints(_one_url(base_url, url), api_key, port=port)
     entries = [
         MyLLMConfigEntry(model, base_url=endpoint.url, api_key=endpoint.api_key, **settings)

@@ -81,6 +81,10 @@ if TYPE_CHECKING:
         AsyncStream,
         Stream,
     )
+    from .transport.engine import (
+        AsyncEngineTransport,
+        EngineTransport,
+    )
     from .transport.options import (
         HTTPOptions,
     )
@@ -164,6 +168,10 @@ _HOMES = {
         "AsyncStream",
         "Stream",
     ),
+    "transport.engine": (
+        "AsyncEngineTransport",
+        "EngineTransport",
+    ),
     "transport.options": ("HTTPOptions",),
     "transport.pool": (
         "AsyncPoolTransport",
@@ -194,6 +202,7 @@ __all__ = [
     "APIStatusError",
     "AllEndpointsDown",
     "AsyncClient",
+    "AsyncEngineTransport",
     "AsyncPoolTransport",
     "AsyncStream",
     "AuthenticationError",
@@ -220,6 +229,7 @@ __all__ = [
     "Endpoint",
     "EndpointStatus",
     "EndpointTable",
+    "EngineTransport",
     "HFClientSGLang",
     "HFClientTGI",
     "HFClientVLLM",

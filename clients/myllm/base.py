@@ -13,6 +13,7 @@ from .cache import Cache, cache_key, is_cacheable
 from .dialects import Dialect, get_dialect
 from .dialects.tokenizers import SHAPING
 from .endpoints import Endpoint, UrlSpec, resolve_endpoints
+from .engines import engine_endpoint, refuse_places
 from .errors import InvalidParameterError
 from .headers import checked
 from .hooks import Hook
@@ -55,6 +56,7 @@ class BaseClient:
         headers: Mapping[str, str] | None = None,
         http: HTTPOptions | None = None,
         endpoints: Sequence[Endpoint] | None = None,
+        engine: Any = None,
         policy: str | Policy = "round_robin",
         breaker: Breaker | _Unset | None = UNSET,
         health_interval: float | None = None,
@@ -82,6 +84,8 @@ class BaseClient:
             headers: sent with every request.
             http: certificates, proxy and basic authentication.
             endpoints: instead of `base_url` and `api_key`, when servers want different keys or weights.
+            engine: instead of a server, an engine in this process: an `AsyncEngine` or an `LLM` of
+                `myllm_engine`, which needs no port. It stays yours: close it yourself.
             policy: how calls are shared out among several servers: "round_robin", "least_in_flight",
                 "weighted", or "affinity", which sends calls of one `session=`, or with one beginning, to one
                 server, whose prefix cache is then warm.
@@ -105,6 +109,7 @@ class BaseClient:
 
         Raises:
             UnknownParameterError, InvalidParameterError: an argument is not understood.
+            MissingExtraError: `engine=` without an engine installed.
         """
         if misplaced:
             raise InvalidParameterError(
@@ -130,6 +135,10 @@ class BaseClient:
             raise InvalidParameterError(
                 "`endpoints` is an empty list: name at least one server.", param="endpoints"
             )
+        if engine is not None:
+            given = {"base_url": base_url, "endpoints": endpoints, "api_key": api_key}
+            refuse_places(**given, http=None if http == HTTPOptions() else http)
+            endpoints = [engine_endpoint(engine)]
         if endpoints is not None and (base_url is not None or api_key is not None):
             raise InvalidParameterError(
                 "`endpoints` already say where and with which key: leave `base_url` and `api_key` out.",

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 from . import tap
 from .client import Client
 from .endpoints import LOCALHOST, PortSpec, UrlSpec, resolve_endpoints
+from .engines import refuse_places
 from .errors import APIStatusError, InvalidParameterError, MyLLMError, UnsupportedFeatureError
 from .options import RequestOptions
 from .params import build
@@ -43,7 +44,7 @@ _PROXY_KEYS = frozenset({"http", "https", "all"})
 _HTTP_KEYS = ("timeout", "verify", "cert", "headers", "proxies", "auth")
 CLIENT_OPTIONS = frozenset(
     {"timeout", "max_retries", "headers", "policy", "breaker", "health_interval", "hedge_after",
-     "max_concurrency", "requests_per_second", "coalesce", "cache", "message_policy", "hooks"}
+     "max_concurrency", "requests_per_second", "coalesce", "cache", "message_policy", "hooks", "engine"}
 )  # fmt: skip
 """Arguments of the constructors that are those of `myllm.Client`."""
 CALL_OPTIONS = frozenset(RequestOptions.__annotations__)
@@ -77,12 +78,8 @@ class HFClient:
         self.model = model
         self.model_type = _checked_model_type(model_type)
         self.system_prompt: str | None = kwargs.pop("system_prompt", None)
-        self.client = Client(
-            endpoints=resolve_endpoints(url, kwargs.pop("api_key", None), port=port),
-            model=model,
-            dialect=self.dialect,
-            **options,
-        )
+        options.update(_place(options.get("engine"), port, url, kwargs.pop("api_key", None)))
+        self.client = Client(model=model, dialect=self.dialect, **options)
         # A mistake is told here, not at the first call.
         self.kwargs: dict[str, Any] = build(kwargs, self.DEFAULTS).set_values()
         _check_system_prompt(self.system_prompt, self.model_type)
@@ -262,7 +259,7 @@ class HFClientVLLM(HFClient):
             template and the endpoint knows every parameter, else text to continue; "chat"; "text", as
             DSPy's client had it), `system_prompt` (chat), `api_key` (default: `MYLLM_API_KEY`),
             `http_request_kwargs` (`timeout`, `verify`, `cert`, `headers`, `proxies`, `auth`, as in requests),
-            the arguments of `myllm.Client` (`timeout`, `max_retries`, `cache`, `policy`, …:
+            `engine` (in place of port and URL, an engine in this process), the other arguments of `myllm.Client` (`timeout`, `max_retries`, `cache`, `policy`, …:
             `CLIENT_OPTIONS`), and default parameters of the requests (`myllm.params.Parameters`).
 
     Raises:
@@ -317,6 +314,14 @@ class HFClientTGI(HFClient):
         **kwargs: Any,
     ) -> None:
         super().__init__(model, port, url, http_request_kwargs=http_request_kwargs, **kwargs)
+
+
+def _place(engine: Any, port: PortSpec, url: UrlSpec, api_key: str | None) -> dict[str, Any]:
+    """Return what tells the client where its servers are, or nothing where there is an engine instead."""
+    if engine is None:
+        return {"endpoints": resolve_endpoints(url, api_key, port=port)}
+    refuse_places(port=port, url=None if url == LOCALHOST else url, api_key=api_key)
+    return {}
 
 
 def _checked_model_type(model_type: str) -> str:

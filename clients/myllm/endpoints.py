@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -29,6 +30,9 @@ class Endpoint:
     `weight` counts against the other servers' weights: one of 2.0 gets twice the calls of one of 1.0 under
     the policies "weighted", "least_in_flight" and "affinity".
 
+    `dial` opens a connection where none is made to the URL: it returns a connected stream socket, or raises
+    an OSError. `engines.engine_endpoint` makes such an endpoint.
+
     Raises:
         InvalidParameterError: the URL is not a server's, the key can't stand in a header, or the weight is
             not above 0.
@@ -37,6 +41,7 @@ class Endpoint:
     url: str
     api_key: str | None = field(default=None, repr=False)
     weight: float = 1.0
+    dial: Callable[[], socket.socket] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "url", normalize_url(self.url))
@@ -62,7 +67,9 @@ class Endpoint:
     def is_loopback(self) -> bool:
         """Whether the server is on this machine, where no proxy belongs."""
         host = self.host
-        return host in ("localhost", "::1", "0.0.0.0", "::") or host.startswith("127.")
+        return (
+            self.dial is not None or host in ("localhost", "::1", "0.0.0.0", "::") or host.startswith("127.")
+        )
 
 
 def normalize_url(url: str, port: int | None = None) -> str:

@@ -1,20 +1,30 @@
-"""Run an engine in a thread of its own, for any number of event loops."""
+"""Run an engine in a thread of its own, for any number of event loops and threads."""
 
 from __future__ import annotations
 
 import asyncio
 import weakref
 from collections.abc import AsyncGenerator
+from functools import partial
+from typing import Protocol
 
 from .config import EngineConfig
 from .engine import Engine, EngineStats
 from .errors import InvalidRequestError, QueueFullError
+from .gather import Gathering
 from .loop import EngineLoop, OutputStream
 from .request import Request, RequestOutput
 
 
+class Closable(Protocol):
+    """Be something that has an end."""
+
+    def close(self) -> None:
+        """End it; may be repeated."""
+
+
 class AsyncEngine:
-    """Run an `Engine` in a thread of its own, for any number of event loops.
+    """Run an `Engine` in a thread of its own, for any number of event loops and threads.
 
     Args:
         config: what to load and how to run it.
@@ -27,6 +37,7 @@ class AsyncEngine:
         vocab_size: width of the logits.
         device: such as "cpu" or "cuda:0".
         dtype: such as "bfloat16".
+        dependents: what is of no use without the engine: closed after it. Held weakly.
 
     Raises:
         ModelLoadError: from the constructor, which loads the model and blocks meanwhile.
@@ -43,6 +54,7 @@ class AsyncEngine:
         self.dtype = engine.dtype
         self._engine = engine
         self._loop = EngineLoop(engine)
+        self.dependents: weakref.WeakSet[Closable] = weakref.WeakSet()
         # Also at interpreter exit: a thread inside torch while the interpreter goes down can crash the
         # process.
         self._finalizer = weakref.finalize(self, _end, self._loop, engine)
@@ -76,13 +88,27 @@ class AsyncEngine:
             prepared = await asyncio.to_thread(self._engine.prepare, request)
         self._check_queue(request)
         stream = OutputStream(request, asyncio.get_running_loop())
-        self._loop.open(prepared, stream)
+        self._loop.open([prepared], [stream])
         try:
             while not stream.finished:
                 yield await stream.get()
         finally:
             if not stream.finished:
                 self._loop.abort(request.request_id, deliver=False)
+
+    def gather(self, requests: list[Request]) -> Gathering:
+        """Queue requests together, for a thread that waits for all of them; close what is returned.
+
+        `max_queue` does not limit them.
+
+        Raises:
+            InvalidRequestError, ContextLengthError: see `Engine.prepare`, for any; nothing was queued.
+            EngineDeadError: the engine is closed or died.
+        """
+        prepared = [self._engine.prepare(request) for request in requests]
+        gathering = Gathering(requests, abort=partial(self._loop.abort, deliver=False))
+        self._loop.open(prepared, gathering.streams)
+        return gathering
 
     def abort(self, request_id: str) -> None:
         """End a request; its iterator gets a last output with the finish reason "abort".
@@ -101,6 +127,8 @@ class AsyncEngine:
         May be repeated.
         """
         self._finalizer()
+        for dependent in list(self.dependents):
+            dependent.close()
 
     def _check_queue(self, request: Request) -> None:
         limit = self.config.max_queue

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol, TypeAlias
 
 from .errors import EngineDeadError, EngineError, InvalidRequestError
@@ -16,8 +17,8 @@ from .sequence import PreparedRequest
 logger = logging.getLogger(__name__)
 
 
-# What the thread sends to an event loop: an output, or the error that ends the stream.
-_Item: TypeAlias = "tuple[OutputStream, RequestOutput | EngineError]"
+# What the thread sends to a reader: an output, or the error that ends the stream.
+_Item: TypeAlias = "tuple[Stream, RequestOutput | EngineError]"
 
 
 class SteppedEngine(Protocol):
@@ -36,6 +37,23 @@ class SteppedEngine(Protocol):
         """Tell whether a step would do something."""
 
 
+class Stream(Protocol):
+    """Take what one request gains.
+
+    Attributes:
+        request_id: of the request.
+        num_sequences: of the request.
+        loop: the event loop that `put` is called in; None: the engine's thread, which must not be held up.
+    """
+
+    request_id: str
+    num_sequences: int
+    loop: asyncio.AbstractEventLoop | None
+
+    def put(self, item: RequestOutput | EngineError) -> None:
+        """Add an output, or the error that ends the stream."""
+
+
 class OutputStream:
     """Carry one request's outputs into one event loop. Every method runs in that event loop.
 
@@ -46,7 +64,7 @@ class OutputStream:
     def __init__(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
         self.request_id = request.request_id
         self.num_sequences = request.params.n
-        self.loop = loop
+        self.loop: asyncio.AbstractEventLoop | None = loop
         self.finished = False
         self._pending: RequestOutput | None = None
         self._error: EngineError | None = None
@@ -93,7 +111,7 @@ class EngineLoop:
         self._engine = engine
         self._wake = threading.Condition()
         self._inbox: deque[Callable[[], None]] = deque()
-        self._streams: dict[str, OutputStream] = {}  # guarded by _wake
+        self._streams: dict[str, Stream] = {}  # guarded by _wake
         self._closing = False
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="myllm-engine", daemon=True)
@@ -105,20 +123,24 @@ class EngineLoop:
         with self._wake:
             return sum(stream.num_sequences for stream in self._streams.values())
 
-    def open(self, request: PreparedRequest, stream: OutputStream) -> None:
-        """Send a request to the engine; its outputs go to `stream`.
+    def open(self, requests: Sequence[PreparedRequest], streams: Sequence[Stream]) -> None:
+        """Send requests to the engine, all before the same step; the outputs of each go to its stream.
 
         Raises:
             EngineDeadError: the thread has ended.
-            InvalidRequestError: a request of this id is in flight.
+            InvalidRequestError: a request of this id is in flight; none was sent.
         """
         with self._wake:
             if self._closing or self.error is not None:
                 raise self._dead()
-            if stream.request_id in self._streams:
-                raise InvalidRequestError(f"A request with the id {stream.request_id!r} is in flight already")
-            self._streams[stream.request_id] = stream
-            self._inbox.append(lambda: self._add(request))
+            for stream in streams:
+                if stream.request_id in self._streams:
+                    raise InvalidRequestError(
+                        f"A request with the id {stream.request_id!r} is in flight already"
+                    )
+            for request, stream in zip(requests, streams, strict=True):
+                self._streams[stream.request_id] = stream
+                self._inbox.append(partial(self._add, request))
             self._wake.notify()
 
     def abort(self, request_id: str, *, deliver: bool) -> None:
@@ -203,7 +225,10 @@ class EngineLoop:
         """Wake each event loop once, with all that is for it."""
         by_loop: dict[asyncio.AbstractEventLoop, list[_Item]] = {}
         for stream, item in items:
-            by_loop.setdefault(stream.loop, []).append((stream, item))
+            if stream.loop is None:
+                stream.put(item)
+            else:
+                by_loop.setdefault(stream.loop, []).append((stream, item))
         for loop, its_items in by_loop.items():
             try:
                 loop.call_soon_threadsafe(_put_all, its_items)

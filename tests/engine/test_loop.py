@@ -73,7 +73,7 @@ def loop(engine: CountingEngine) -> Iterator[EngineLoop]:
 def open_stream(loop: EngineLoop, name: str, max_tokens: int = 5) -> OutputStream:
     request = Request(prompt_token_ids=[1], params=SamplingParams(max_tokens=max_tokens), request_id=name)
     stream = OutputStream(request, asyncio.get_running_loop())
-    loop.open(PreparedRequest(request), stream)
+    loop.open([PreparedRequest(request)], [stream])
     return stream
 
 

@@ -39,6 +39,7 @@ class PickledClient:
 
     def __reduce__(self) -> tuple[Any, ...]:
         settings = self.client.__getstate__()  # its constructor's arguments
+        _require_servers(settings)
         del settings["headers"], settings["hooks"]
         settings["endpoints"] = _places(settings)
         settings["http"] = _public(settings["http"])
@@ -75,6 +76,7 @@ def dump_client(client: BaseClient) -> dict[str, Any]:
     dialect, policy = settings["dialect"], settings["policy"]
     if dialect != "auto" and not _is_built_in(get_dialect(dialect)):
         raise _own("dialect", dialect)
+    _require_servers(settings)
     if not isinstance(policy, str):
         raise _own("policy", policy)
     state: dict[str, Any] = {
@@ -100,6 +102,16 @@ def dump_client(client: BaseClient) -> dict[str, Any]:
     if changed:
         state["http"] = changed
     return state
+
+
+def _require_servers(settings: Mapping[str, Any]) -> None:
+    """Refuse to save a client of an engine in this process: no other process has it."""
+    if any(endpoint.dial is not None for endpoint in settings["endpoints"]):
+        raise myllm.InvalidParameterError(
+            "The LM's `engine` lives in this process and cannot be saved.",
+            param="engine",
+            hint="Save the program without its LM, and set the LM after loading.",
+        )
 
 
 def _own(name: str, value: Any) -> myllm.InvalidParameterError:

@@ -319,7 +319,7 @@ class AsyncConnections:
 
 
 def _sync_connection(site: Site, ssl_context: Any, proxy: httpcore.Proxy | None) -> tuple[Any, Wire]:
-    wire = Wire()
+    wire = Wire(site.dial)
     factory = httpcore.ConnectionPool(
         ssl_context=ssl_context, proxy=proxy, keepalive_expiry=KEEP_ALIVE, network_backend=wire
     )
@@ -327,7 +327,7 @@ def _sync_connection(site: Site, ssl_context: Any, proxy: httpcore.Proxy | None)
 
 
 def _async_connection(site: Site, ssl_context: Any, proxy: httpcore.Proxy | None) -> tuple[Any, AsyncWire]:
-    wire = AsyncWire()
+    wire = AsyncWire(site.dial)
     factory = httpcore.AsyncConnectionPool(
         ssl_context=ssl_context, proxy=proxy, keepalive_expiry=KEEP_ALIVE, network_backend=wire
     )

@@ -89,6 +89,8 @@ def error_from_httpcore(exc: Exception, action: Send, waits: Waits | None = None
 
 def _connect_error(exc: httpcore.ConnectError, action: Send, context: dict[str, Any]) -> ConnectError:
     url, words = action.endpoint.url, _words(exc)
+    if action.endpoint.dial is not None:
+        return ConnectError(f"No connection to {url}: {words}.", **context)
     # httpcore keeps the operating system's error only as text, or deep in the chain of causes.
     cause = _os_error(exc)
     port = url.rsplit(":", 1)[-1].split("/")[0]

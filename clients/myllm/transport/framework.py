@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -40,7 +40,7 @@ class FrameworkClient(httpx.Client):
     def __init__(self, settings: ClientSettings) -> None:
         self._settings = settings
         limits = settings.timeout
-        bare = Endpoint(settings.endpoint.url)  # the framework sends the key
+        bare = replace(settings.endpoint, api_key=None)  # the framework sends the key
         super().__init__(
             timeout=httpx.Timeout(limits.first_byte, connect=limits.connect),
             transport=PoolTransport([bare], breaker=None, http=settings.options, timeout=limits),

@@ -74,6 +74,7 @@ class Site:
             credentials = base64.b64encode(":".join(options.auth).encode())
             self.headers.append((b"Authorization", b"Basic " + credentials))
         self.proxy = options.proxy_for(endpoint)
+        self.dial = endpoint.dial
 
     def request(
         self, method: str, path: str, headers: Mapping[str, str], content: bytes | None

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -22,6 +23,8 @@ import httpcore
 from ..wire import Timeout
 
 _Never = float("inf")
+Dial = Callable[[], socket.socket]
+"""Returns a connected socket, for servers that are reached in another way than by TCP."""
 
 
 class Waits:
@@ -74,9 +77,10 @@ def _seconds(limit: float, expired: type[Exception]) -> float | None:
 class Wire(httpcore.NetworkBackend):
     """Makes the socket of one connection and keeps it at hand, to shut it down from elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, dial: Dial | None = None) -> None:
         self.waits = Waits()
         self.stream: TimedStream | None = None
+        self._dial = dial
         self.aborted = False
 
     def connect_tcp(
@@ -88,6 +92,10 @@ class Wire(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
         """Connect to the first of the host's addresses that accepts, within the call's limit for them all."""
+        if self._dial is not None:
+            with _os_errors():
+                self.stream = TimedStream(SocketStream(self._dial()), self)
+            return self.stream
         addresses = _addresses(host, port, self.waits.to_connect())
         failure: Exception | None = None
         for position, address in enumerate(addresses):
@@ -144,6 +152,45 @@ def _addresses(host: str, port: int, limit: float | None) -> list[str]:
         raise httpcore.ConnectTimeout(f"{host} could not be looked up in time") from None
 
 
+class SocketStream(httpcore.NetworkStream):
+    """A connected socket as httpcore's backends, which only connect, do not hand one out."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Return what is there, or wait for it."""
+        try:
+            self._socket.settimeout(timeout)
+            return self._socket.recv(max_bytes)
+        except TimeoutError as exc:
+            raise httpcore.ReadTimeout(str(exc)) from exc
+        except OSError as exc:
+            raise httpcore.ReadError(str(exc)) from exc
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Send everything, within the limit altogether."""
+        try:
+            self._socket.settimeout(timeout)
+            self._socket.sendall(buffer)
+        except TimeoutError as exc:
+            raise httpcore.WriteTimeout(str(exc)) from exc
+        except OSError as exc:
+            raise httpcore.WriteError(str(exc)) from exc
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        """Return the "socket", and whether it "is_readable": an idle connection is so when it has ended."""
+        if info == "is_readable":
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            return bool(poll.poll(0))
+        return self._socket if info == "socket" else None
+
+
 class TimedStream(httpcore.NetworkStream):
     """A stream whose waits the call decides; httpcore's own `timeout` arguments are not used.
 
@@ -196,9 +243,10 @@ class TimedStream(httpcore.NetworkStream):
 class AsyncWire(httpcore.AsyncNetworkBackend):
     """`Wire` for asyncio. httpcore's own backend goes through anyio, which costs twice as much a call."""
 
-    def __init__(self) -> None:
+    def __init__(self, dial: Dial | None = None) -> None:
         self.waits = Waits()
         self.stream: AsyncTimedStream | None = None
+        self._dial = dial
         self.aborted = False
 
     async def connect_tcp(
@@ -212,15 +260,12 @@ class AsyncWire(httpcore.AsyncNetworkBackend):
         """Connect to the host; its addresses are tried side by side (RFC 8305)."""
         with _os_errors():
             try:
-                # uvloop tries a host's addresses one after the other, and knows no such argument.
-                standard = isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)
-                side_by_side = {"happy_eyeballs_delay": 0.25} if standard else {}
                 async with asyncio.timeout(self.waits.to_connect()):
-                    reader, writer = await _open_connection(host, port, **side_by_side)
+                    reader, writer = await _open_connection(host, port, self._dial)
             except TimeoutError as exc:
                 raise httpcore.ConnectTimeout(str(exc)) from exc
         connection = writer.get_extra_info("socket")
-        if connection is not None:
+        if connection is not None and self._dial is None:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.stream = AsyncTimedStream(reader, writer, self.waits)
         return self.stream
@@ -257,13 +302,19 @@ class _CountingReader(asyncio.StreamReader):
 
 
 async def _open_connection(
-    host: str, port: int, **options: Any
+    host: str, port: int, dial: Dial | None
 ) -> tuple[_CountingReader, asyncio.StreamWriter]:
     """Do as `asyncio.open_connection` does, with a reader of ours."""
     loop = asyncio.get_running_loop()
     reader = _CountingReader(limit=2**20, loop=loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-    transport, _ = await loop.create_connection(lambda: protocol, host, port, **options)
+    transport: asyncio.Transport
+    if dial is not None:
+        transport, _ = await loop.create_unix_connection(lambda: protocol, sock=dial())
+    else:
+        # uvloop tries a host's addresses one after the other, and knows no such argument.
+        options = {"happy_eyeballs_delay": 0.25} if isinstance(loop, asyncio.BaseEventLoop) else {}
+        transport, _ = await loop.create_connection(lambda: protocol, host, port, **options)  # type: ignore[arg-type]
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 

@@ -65,6 +65,8 @@ class HTTPOptions:
 
         A proxy from the environment never catches this machine (llama_index#13640, ollama#9141).
         """
+        if endpoint.dial is not None:
+            return None
         if self.proxy is not None:
             return _proxy(self.proxy)
         if not self.trust_env or endpoint.is_loopback or proxy_bypass(urlsplit(endpoint.url).netloc):
