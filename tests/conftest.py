@@ -43,6 +43,16 @@ def server() -> Iterator[myllm.Server]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def local_engine() -> Iterator[Any]:
+    """The bundled model in this process, as `server` has it in its own."""
+    from myllm_engine import AsyncEngine, EngineConfig
+
+    engine = AsyncEngine(EngineConfig(kv_cache_memory=256 * 2**20))
+    yield engine
+    engine.close()
+
+
 @dataclass
 class Seen:
     """One request as it arrived."""

@@ -58,8 +58,8 @@ _LM_OPTIONS = frozenset(inspect.signature(dspy.LM.__init__).parameters) - {
 }  # fmt: skip
 # What says where and how to connect: of both kinds of LM, and of each.
 _CONNECTION = compat.CLIENT_OPTIONS - {"cache"}  # which is DSPy's own here
-_OF_CLIENT = _CONNECTION | {"http", "endpoints"}
-_OF_OLD = _CONNECTION | {"api_key", "http_request_kwargs", "model_type", "system_prompt"}
+_OF_CLIENT = _CONNECTION | {"http", "endpoints", "engine"}
+_OF_OLD = _CONNECTION | {"api_key", "engine", "http_request_kwargs", "model_type", "system_prompt"}
 _MISPLACED = (_OF_CLIENT | _OF_OLD | {"base_url", "url", "port", "dialect"}) - {"model_type", "system_prompt"}
 _COPY_OPTIONS = _LM_OPTIONS | {"model"}
 

@@ -44,7 +44,7 @@ _PROXY_KEYS = frozenset({"http", "https", "all"})
 _HTTP_KEYS = ("timeout", "verify", "cert", "headers", "proxies", "auth")
 CLIENT_OPTIONS = frozenset(
     {"timeout", "max_retries", "headers", "policy", "breaker", "health_interval", "hedge_after",
-     "max_concurrency", "requests_per_second", "coalesce", "cache", "message_policy", "hooks", "engine"}
+     "max_concurrency", "requests_per_second", "coalesce", "cache", "message_policy", "hooks"}
 )  # fmt: skip
 """Arguments of the constructors that are those of `myllm.Client`."""
 CALL_OPTIONS = frozenset(RequestOptions.__annotations__)
@@ -53,7 +53,7 @@ CALL_OPTIONS = frozenset(RequestOptions.__annotations__)
 _COPY_OPTIONS = frozenset(
     {"model", "timeout", "max_retries", "hedge_after", "message_policy", "coalesce", "cache"}
 )
-_PLACE = (CLIENT_OPTIONS | {"port", "url", "api_key", "http_request_kwargs"}) - _COPY_OPTIONS
+_PLACE = (CLIENT_OPTIONS | {"port", "url", "api_key", "engine", "http_request_kwargs"}) - _COPY_OPTIONS
 
 
 class HFClient:
@@ -78,7 +78,7 @@ class HFClient:
         self.model = model
         self.model_type = _checked_model_type(model_type)
         self.system_prompt: str | None = kwargs.pop("system_prompt", None)
-        options.update(_place(options.get("engine"), port, url, kwargs.pop("api_key", None)))
+        options.update(_place(kwargs.pop("engine", None), port, url, kwargs.pop("api_key", None)))
         self.client = Client(model=model, dialect=self.dialect, **options)
         # A mistake is told here, not at the first call.
         self.kwargs: dict[str, Any] = build(kwargs, self.DEFAULTS).set_values()
@@ -259,8 +259,9 @@ class HFClientVLLM(HFClient):
             template and the endpoint knows every parameter, else text to continue; "chat"; "text", as
             DSPy's client had it), `system_prompt` (chat), `api_key` (default: `MYLLM_API_KEY`),
             `http_request_kwargs` (`timeout`, `verify`, `cert`, `headers`, `proxies`, `auth`, as in requests),
-            `engine` (in place of port and URL, an engine in this process), the other arguments of `myllm.Client` (`timeout`, `max_retries`, `cache`, `policy`, …:
-            `CLIENT_OPTIONS`), and default parameters of the requests (`myllm.params.Parameters`).
+            `engine` (in place of port and URL, an engine in this process: see `myllm.Client`), its other
+            arguments (`timeout`, `max_retries`, `cache`, `policy`, …: `CLIENT_OPTIONS`), and default
+            parameters of the requests (`myllm.params.Parameters`).
 
     Raises:
         UnknownParameterError, InvalidParameterError: an argument is not understood.
@@ -317,11 +318,11 @@ class HFClientTGI(HFClient):
 
 
 def _place(engine: Any, port: PortSpec, url: UrlSpec, api_key: str | None) -> dict[str, Any]:
-    """Return what tells the client where its servers are, or nothing where there is an engine instead."""
+    """Return the arguments that tell the client where its servers are."""
     if engine is None:
         return {"endpoints": resolve_endpoints(url, api_key, port=port)}
     refuse_places(port=port, url=None if url == LOCALHOST else url, api_key=api_key)
-    return {}
+    return {"engine": engine}
 
 
 def _checked_model_type(model_type: str) -> str:

@@ -14,7 +14,7 @@ from .gather import Gathering
 from .request import Request, RequestOutput, SamplingParams
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
-"""A text, token ids, or a dict with `prompt` or `prompt_token_ids`, and `cache_salt` if wanted (vLLM's form)."""
+"""A text, token ids, or a dict with `prompt` or `prompt_token_ids` and perhaps `cache_salt` (as vLLM's)."""
 Message = Mapping[str, Any]
 
 _PROMPT_KEYS = frozenset({"prompt", "prompt_token_ids", "cache_salt"})
@@ -147,7 +147,6 @@ class LLM:
     def _run(self, requests: list[Request], use_tqdm: bool | None) -> list[RequestOutput]:
         gathering = self.engine.gather(requests)
         try:
-            # Looked at now and then even without a bar, for Python cannot interrupt an endless wait everywhere.
             with _Progress(
                 gathering, len(requests), _is_seen() if use_tqdm is None else use_tqdm
             ) as progress:
@@ -201,10 +200,8 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 def _from_dict(prompt: Mapping[str, Any]) -> tuple[str | Sequence[int], str | None]:
     """Return the text or the ids of a prompt given as a dict, and its cache salt."""
     if unknown := sorted(prompt.keys() - _PROMPT_KEYS):
-        raise InvalidRequestError(
-            f"A prompt holds `{unknown[0]}`; known are {', '.join(f'`{key}`' for key in sorted(_PROMPT_KEYS))}",
-            param="prompt",
-        )
+        known = ", ".join(f"`{key}`" for key in sorted(_PROMPT_KEYS))
+        raise InvalidRequestError(f"A prompt holds `{unknown[0]}`; known are {known}", param="prompt")
     given = [prompt[key] for key in ("prompt_token_ids", "prompt") if prompt.get(key) is not None]
     if len(given) != 1:
         raise InvalidRequestError(

@@ -313,8 +313,9 @@ async def _open_connection(
         transport, _ = await loop.create_unix_connection(lambda: protocol, sock=dial())
     else:
         # uvloop tries a host's addresses one after the other, and knows no such argument.
-        options = {"happy_eyeballs_delay": 0.25} if isinstance(loop, asyncio.BaseEventLoop) else {}
-        transport, _ = await loop.create_connection(lambda: protocol, host, port, **options)  # type: ignore[arg-type]
+        standard = isinstance(loop, asyncio.BaseEventLoop)
+        options: dict[str, Any] = {"happy_eyeballs_delay": 0.25} if standard else {}
+        transport, _ = await loop.create_connection(lambda: protocol, host, port, **options)
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
