@@ -141,6 +141,10 @@ class LLM:
         salt = None
         if isinstance(prompt, Mapping):
             prompt, salt = _from_dict(prompt)
+        if not isinstance(prompt, Sequence):
+            raise InvalidRequestError(
+                f"A prompt must be a text, token ids or a dict; got {prompt!r}", param="prompt"
+            )
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         return Request(prompt_token_ids=ids, params=params, lora=lora, priority=priority, cache_salt=salt)
 
