@@ -1,0 +1,42 @@
+"""The adapters with an engine in this process in the place of a server."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+from autogen import ConversableAgent
+
+import myllm
+from myllm_adapters.autogen import llm_config
+from myllm_adapters.dspy import Client, HFClientTGI, HFClientVLLM
+
+QUESTION = "What is the capital of France?"
+
+
+@pytest.mark.parametrize("make", [HFClientVLLM, HFClientTGI, Client])
+def test_dspy_s_language_models_take_an_engine(local_engine, make):
+    lm = make("smollm2", engine=local_engine, temperature=0, max_tokens=12, cache=False)
+    assert "Paris" in lm(QUESTION)[0]
+    assert "Paris" in copy.deepcopy(lm)(QUESTION)[0]
+    assert "Paris" in lm.copy(max_tokens=8)(QUESTION)[0]
+
+
+def test_a_dspy_program_with_an_engine_is_not_saved(local_engine):
+    lm = HFClientVLLM("smollm2", engine=local_engine)
+    for save in (lm.dump_state, lambda: pickle.dumps(lm)):
+        with pytest.raises(myllm.InvalidParameterError, match="lives in this process and cannot be saved"):
+            save()
+
+
+def test_autogen_s_agents_take_an_engine(local_engine):
+    config = llm_config("smollm2", engine=local_engine, temperature=0, max_tokens=12)
+    agent = ConversableAgent("agent", llm_config=copy.deepcopy(config), human_input_mode="NEVER")
+    reply = agent.generate_reply([{"role": "user", "content": QUESTION}])
+    assert "Paris" in (reply if isinstance(reply, str) else reply["content"])
+
+
+def test_autogen_is_told_that_an_engine_has_no_address(local_engine):
+    with pytest.raises(myllm.InvalidParameterError, match="where `port` says nothing"):
+        llm_config("smollm2", engine=local_engine, port=8000)
