@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from myllm_engine import llm as module
+from myllm_engine.async_engine import AsyncEngine
 from myllm_engine.config import EngineConfig
-from myllm_engine.engine import AsyncEngine
 from myllm_engine.errors import ContextLengthError, EngineDeadError, InvalidRequestError
 from myllm_engine.llm import LLM
 from myllm_engine.request import Request, SamplingParams
