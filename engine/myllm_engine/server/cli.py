@@ -7,7 +7,6 @@ The module imports neither torch nor an HTTP library: `myllm serve --help` is qu
 from __future__ import annotations
 
 import os
-import re
 from typing import Annotated
 
 import typer
@@ -15,27 +14,12 @@ import typer
 _MODEL = "Model"
 _NETWORK = "Network"
 _LIMITS = "Memory and limits"
+_SPEED = "Speed"
+_LORA = "LoRA adapters"
 _PROCESS = "Process"
 
 _API_KEY_VARIABLE = "MYLLM_API_KEY"
 _DAY = 86_400  # seconds
-
-_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-
-
-def parse_size(text: str) -> int:
-    """Return a number of bytes: `parse_size("2GiB") == 2 * 2**30`.
-
-    Decimal units are k, M, G, T, binary ones Ki, Mi, Gi, Ti, either with or without a final "B".
-
-    Raises:
-        ValueError: when `text` is not a size.
-    """
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*(?:([kmgt])(i?))?b?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise ValueError(f"{text!r} is not a size; write bytes or a unit, as in 512MiB or 4GiB")
-    number, unit, binary = match.groups(default="")
-    return int(float(number) * (1024 if binary else 1000) ** _UNITS[unit.lower()])
 
 
 def serve(
@@ -83,6 +67,16 @@ def serve(
             rich_help_panel=_MODEL,
         ),
     ] = "auto",
+    quantization: Annotated[
+        str,
+        typer.Option(
+            "--quantization",
+            "-q",
+            help="Of the weights: auto (as the file has them, where a kernel takes them), none, int8 or int4 "
+            "(quantised while the model is loaded).",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "auto",
     device: Annotated[
         str,
         typer.Option(help="auto (a GPU when there is one), cpu, cuda or cuda:N.", rich_help_panel=_MODEL),
@@ -96,6 +90,56 @@ def serve(
     seed: Annotated[
         int, typer.Option(help="Seeds the requests that bring no seed.", rich_help_panel=_MODEL)
     ] = 0,
+    enable_prefix_caching: Annotated[
+        bool,
+        typer.Option(
+            help="Keep the keys and values of prompts for requests that begin alike.", rich_help_panel=_SPEED
+        ),
+    ] = True,
+    speculative_config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help="Speculative decoding, which changes no answer: "
+            """'{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4}', or """
+            """'{"model": "FOLDER", "num_speculative_tokens": 4}' for a draft model.""",
+            rich_help_panel=_SPEED,
+        ),
+    ] = None,
+    tensor_parallel_size: Annotated[
+        int,
+        typer.Option(
+            "--tensor-parallel-size",
+            "-tp",
+            help="GPUs (on CPU: processes) that share each layer.",
+            rich_help_panel=_SPEED,
+        ),
+    ] = 1,
+    enable_lora: Annotated[
+        bool,
+        typer.Option(
+            "--enable-lora",
+            help="Make room for LoRA adapters; --lora-modules does so, too.",
+            rich_help_panel=_LORA,
+        ),
+    ] = False,
+    lora_modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="Adapter to load, and the model name by which requests ask for it. Repeat it for more; also "
+            """as '{"name": "NAME", "path": "PATH"}'.""",
+            rich_help_panel=_LORA,
+        ),
+    ] = None,
+    max_loras: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Adapters that may be loaded at once. Default: as many as --lora-modules names, or 1.",
+            rich_help_panel=_LORA,
+        ),
+    ] = None,
     host: Annotated[
         str,
         typer.Option(
@@ -157,6 +201,15 @@ def serve(
             rich_help_panel=_LIMITS,
         ),
     ] = None,
+    page_size: Annotated[
+        int,
+        typer.Option(
+            "--page-size",
+            "--block-size",
+            help="Tokens of a page of the KV cache; whole pages are shared by prompts that begin alike.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 16,
     kv_cache_memory: Annotated[
         str | None,
         typer.Option(
@@ -256,15 +309,20 @@ def serve(
             watch_parent(shutdown_timeout)
         runner.check_installed()
         from ..config import EngineConfig
+        from .flags import parse_lora_modules, parse_size, parse_speculative
         from .settings import ServerSettings
 
         try:
+            adapters = parse_lora_modules(lora_modules or ())
+            if max_loras is not None and max_loras < len(adapters):
+                raise mistake(f"`--max-loras` {max_loras} has no room for {len(adapters)} `--lora-modules`")
             config = EngineConfig(
                 model=model or model_option or "smollm2",
                 tokenizer=tokenizer,
                 revision=revision,
                 chat_template=chat_template,
                 dtype=dtype,
+                quantization=quantization,
                 device=device,
                 trust_remote_code=trust_remote_code,
                 seed=seed,
@@ -272,8 +330,14 @@ def serve(
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens,
                 max_queue=max_num_queued_reqs,
+                page_size=page_size,
                 kv_cache_memory=None if kv_cache_memory is None else parse_size(kv_cache_memory),
                 gpu_memory_utilization=gpu_memory_utilization,
+                enable_prefix_caching=enable_prefix_caching,
+                speculative=None if speculative_config is None else parse_speculative(speculative_config),
+                tensor_parallel_size=tensor_parallel_size,
+                lora_adapters=adapters,
+                max_loras=max_loras or max(len(adapters), int(enable_lora)),
             )
             settings = ServerSettings(
                 served_model_names=tuple(served_model_name or ()),

@@ -18,9 +18,11 @@ from types import SimpleNamespace
 import httpx
 import psutil
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from myllm_engine.config import EngineConfig
-from myllm_engine.server.cli import parse_size
+from myllm_engine.config import EngineConfig, SpeculativeConfig
+from myllm_engine.server.cli import serve
 from myllm_engine.server.run import Listen, StartError, banner, bind
 from myllm_engine.server.settings import ServerSettings
 
@@ -58,20 +60,6 @@ def running(*arguments: str, **options):
     finally:
         process.kill()
         process.wait()
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("123", 123), ("1k", 1000), ("2GiB", 2 * 2**30), ("1.5 MB", 1_500_000), ("4G", 4 * 10**9), ("8b", 8)],
-)
-def test_sizes(text, size):
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GiB", "-1", "1 XB", "1i", "one"])
-def test_wrong_sizes(text):
-    with pytest.raises(ValueError, match="is not a size"):
-        parse_size(text)
 
 
 def test_the_command_is_imported_without_torch_or_http():
@@ -115,6 +103,48 @@ def test_the_banner_warns_of_an_open_server(host, keys, warns):
     assert "2 pages of 16 tokens (32 tokens)" in text
 
 
+def configured(monkeypatch, *arguments: str) -> EngineConfig:
+    """Return the configuration that the command makes of its options."""
+    made = []
+    monkeypatch.setattr("myllm_engine.server.run.run", lambda config, *_, **__: made.append(config))
+    app = typer.Typer()
+    app.command()(serve)
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == 0, done.output
+    return made[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields"),
+    [
+        ([], {}),
+        (["-q", "int8"], {"quantization": "int8"}),
+        (["--no-enable-prefix-caching"], {"enable_prefix_caching": False}),
+        (["--enable-prefix-caching", "--block-size", "32"], {"page_size": 32}),
+        (["--page-size", "8"], {"page_size": 8}),
+        (["-tp", "2"], {"tensor_parallel_size": 2}),
+        (["--tensor-parallel-size", "4"], {"tensor_parallel_size": 4}),
+        (["--gpu-memory-utilization", "0.5"], {"gpu_memory_utilization": 0.5}),
+        (["--kv-cache-memory-bytes", "1GiB"], {"kv_cache_memory": 2**30}),
+        (
+            [
+                "--speculative-config",
+                '{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 6}',
+            ],
+            {"speculative": SpeculativeConfig(num_tokens=3, max_ngram=6)},
+        ),
+        (["--enable-lora"], {"max_loras": 1}),
+        (
+            ["--lora-modules", "sql=/loras/sql", "--lora-modules", '{"name": "fr", "path": "org/fr"}'],
+            {"lora_adapters": {"sql": "/loras/sql", "fr": "org/fr"}, "max_loras": 2},
+        ),
+        (["--lora-modules", "a=b", "--max-loras", "5"], {"lora_adapters": {"a": "b"}, "max_loras": 5}),
+    ],
+)
+def test_options_reach_the_engine(monkeypatch, arguments, fields):
+    assert configured(monkeypatch, *arguments) == EngineConfig(**fields)
+
+
 def test_a_taken_port_is_told_at_once():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -143,6 +173,10 @@ def test_a_taken_port_is_told_at_once():
         (["--shutdown-timeout", "nan", "--exit-with-parent"], 2, "`--shutdown-timeout` must be"),
         (["--max-body-size", "lots"], 2, "is not a size"),
         (["--max-body-size", "0"], 2, "`max_body_size`"),
+        (["--quantization", "int3"], 2, "`quantization` must be one of"),
+        (["--speculative-config", "ngram"], 2, "`--speculative-config` is not JSON"),
+        (["--lora-modules", "sql"], 2, "`--lora-modules` must be NAME=PATH; got 'sql'"),
+        (["--lora-modules", "a=x", "--lora-modules", "b=y", "--max-loras", "1"], 2, "has no room for 2"),
     ],
 )
 def test_mistakes_are_one_readable_message(arguments, code, says):
