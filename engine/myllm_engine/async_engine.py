@@ -135,14 +135,16 @@ class AsyncEngine:
         if limit is None:
             return
         room = self.config.max_num_seqs + limit
-        if request.params.n > room:
+        count = request.params.num_sequences
+        if count > room:
+            name = "n" if request.params.best_of is None else "best_of"
             raise InvalidRequestError(
-                f"`n` ({request.params.n}) must not be above {room}, the number of sequences that may run "
+                f"`{name}` ({count}) must not be above {room}, the number of sequences that may run "
                 f"and wait together (`max_num_seqs` {self.config.max_num_seqs} + `max_queue` {limit})",
-                param="n",
+                param=name,
             )
         unfinished = self._loop.num_sequences
-        if unfinished + request.params.n > room:
+        if unfinished + count > room:
             raise QueueFullError(
                 f"{unfinished} sequences run or wait, and no more than {room} may "
                 f"(`max_num_seqs` {self.config.max_num_seqs} + `max_queue` {limit}): try again later"

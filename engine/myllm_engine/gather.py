@@ -85,7 +85,7 @@ class _Stream:
 
     def __init__(self, request: Request, gathering: Gathering) -> None:
         self.request_id = request.request_id
-        self.num_sequences = request.params.n
+        self.num_sequences = request.params.num_sequences
         self.finished = False
         self.output: RequestOutput | None = None
         self._gathering = gathering

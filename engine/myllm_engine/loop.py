@@ -63,7 +63,7 @@ class OutputStream:
 
     def __init__(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
         self.request_id = request.request_id
-        self.num_sequences = request.params.n
+        self.num_sequences = request.params.num_sequences
         self.loop: asyncio.AbstractEventLoop | None = loop
         self.finished = False
         self._pending: RequestOutput | None = None

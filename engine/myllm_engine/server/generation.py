@@ -83,6 +83,7 @@ class Generation:
         self.requests = requests
         self.prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
         self.completion_tokens = 0
+        self.prompt_logprobs: list[list[TokenLogprob | None] | None] = [None] * len(requests)
         self._outputs = _merge(engine, requests)
         self._head: list[tuple[int, RequestOutput]] = []
         self._started = time.monotonic()
@@ -100,7 +101,7 @@ class Generation:
             ClientDisconnectedError: the client left first; nothing runs any more.
         """
         engine = context.engine
-        _check_room(engine, sum(request.params.n for request in requests))
+        _check_room(engine, sum(request.params.num_sequences for request in requests))
         for request in requests:
             if request.params.structured is None:
                 engine.validate(request)
@@ -122,6 +123,8 @@ class Generation:
         index, output = self._head.pop() if self._head else await anext(self._outputs)
         self.completion_tokens += sum(len(sequence.token_ids) for sequence in output.outputs)
         self._unfinished -= output.finished
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs[index] = output.prompt_logprobs
         return index, output
 
     async def collect(self, http: HttpRequest) -> list[list[Completion]]:

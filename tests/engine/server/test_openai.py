@@ -237,6 +237,79 @@ def test_echo_begins_with_the_prompt(client, engine):
     assert "".join(chunk.choices[0].text for chunk in chunks) == PROMPT + plain
 
 
+def test_an_echoed_prompt_has_log_probabilities(engine, http):
+    body = {"prompt": PROMPT, "max_tokens": 3, "temperature": 0, "echo": True, "logprobs": 2}
+    scores = http.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]
+    token_ids = engine.tokenizer.encode(PROMPT)
+    count = len(token_ids)
+    assert len(scores["tokens"]) == len(scores["text_offset"]) == count + 3
+    assert "".join(scores["tokens"][:count]) == PROMPT
+    assert (scores["token_logprobs"][0], scores["top_logprobs"][0]) == (None, None)
+    # What is said of the prompt's last token is what a completion of the others would begin with.
+    others = {"prompt": token_ids[:-1], "max_tokens": 1, "temperature": 0, "logprobs": 1}
+    best = http.post("/v1/completions", json=others).json()["choices"][0]["logprobs"]
+    token, logprob = max(scores["top_logprobs"][count - 1].items(), key=lambda item: item[1])
+    assert token == best["tokens"][0]
+    assert logprob == pytest.approx(best["token_logprobs"][0], abs=1e-3)
+
+    pieces = []
+    with http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                pieces.append(json.loads(line[6:])["choices"][0]["logprobs"])
+    for name in ("tokens", "text_offset"):
+        assert [item for piece in pieces if piece for item in piece[name]] == scores[name]
+
+
+@pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
+def test_prompt_log_probabilities(http, engine, route):
+    chat = route.endswith("chat/completions")
+    subject = {"messages": CHAT} if chat else {"prompt": [PROMPT, "Hello there"]}
+    answer = http.post(route, json={**subject, "max_tokens": 1, "prompt_logprobs": 2}).json()
+    prompts = [answer] if chat else answer["choices"]
+    encode = engine.tokenizer.encode
+    ids = [engine.tokenizer.encode_chat(CHAT)] if chat else list(map(encode, subject["prompt"]))
+    for prompt, token_ids in zip(prompts, ids, strict=True):
+        first, *others = prompt["prompt_logprobs"]
+        assert first is None
+        assert len(others) == len(token_ids) - 1
+        for token_id, entries in zip(token_ids[1:], others, strict=True):
+            own = entries[str(token_id)]
+            assert own["decoded_token"] == engine.tokenizer.token_text(token_id)
+            ranked = sorted(entries.values(), key=lambda entry: entry["rank"])
+            assert [entry["rank"] for entry in ranked] == sorted({1, 2, own["rank"]})
+            logprobs = [entry["logprob"] for entry in ranked]
+            assert logprobs == sorted(logprobs, reverse=True)
+
+
+def test_best_of_returns_the_likeliest(http):
+    body = {
+        "prompt": PROMPT,
+        "max_tokens": 6,
+        "temperature": 1.5,
+        "seed": 3,
+        "ignore_eos": True,
+        "logprobs": 0,
+    }
+
+    def choices(**more):
+        answer = http.post("/v1/completions", json={**body, **more}).json()["choices"]
+        return [(sum(choice["logprobs"]["token_logprobs"]), choice["text"]) for choice in answer]
+
+    best = sorted(choices(n=4), reverse=True)[:2]
+    assert [text for _, text in choices(best_of=4, n=2)] == [text for _, text in best]
+
+
+@pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
+def test_priority_and_salt_reach_the_engine(scripted, said, route):
+    with scripted([said(("a", b"a", "stop"))]) as live:
+        subject = {"messages": CHAT} if "chat" in route else {"prompt": "p"}
+        response = httpx.post(live.url + route, json={**subject, "priority": -3, "cache_salt": "tenant"})
+        assert response.status_code == 200
+        [request] = live.engine.requests
+        assert (request.priority, request.cache_salt) == (-3, "tenant")
+
+
 def test_messages_may_be_parts_and_developers(client, engine):
     def prompt_tokens(messages):
         answer = client.chat.completions.create(model="smollm2", messages=messages, max_tokens=1)

@@ -19,7 +19,7 @@ from ..responses import EventStream, json_response
 from ..settings import Context, ServerContext
 from .chunks import DONE, ChunkWriter, usage
 from .errors import OpenAIRoute, event
-from .logprobs import chat_logprobs, check_limit
+from .logprobs import chat_logprobs, check_limit, prompt_logprobs
 from .models import resolve_model
 from .protocol import ChatRequest
 
@@ -41,12 +41,19 @@ async def create_chat_completion(body: ChatRequest, context: Context, http: Http
     """Write the next message of a conversation, rendered by the model's chat template."""
     model = resolve_model(context, body.model)
     check_limit(body.top_logprobs, context.settings.max_logprobs, "top_logprobs")
+    check_limit(body.prompt_logprobs, context.settings.max_logprobs, "prompt_logprobs")
     params = body.sampling_params(
         max_tokens=body.completion_limit, logprobs=(body.top_logprobs or 0) if body.logprobs else None
     )
     answer_id = f"chatcmpl-{uuid.uuid4().hex}"
     token_ids = await _render(body, context, http)
-    request = Request(prompt_token_ids=token_ids, params=params, request_id=answer_id)
+    request = Request(
+        prompt_token_ids=token_ids,
+        params=params,
+        request_id=answer_id,
+        priority=body.priority or 0,
+        cache_salt=body.cache_salt,
+    )
     head = {"id": answer_id, "object": "chat.completion", "created": int(time.time()), "model": model}
     generation = await Generation.open(context, [request], http)
     answer = _Answer(body, context, generation, head)
@@ -86,7 +93,10 @@ async def _collect(answer: _Answer, http: HttpRequest) -> dict[str, Any]:
     ]
     generation = answer.generation
     counts = usage(generation.prompt_tokens, generation.completion_tokens)
-    return {**answer.head, "choices": choices, "usage": counts}
+    prompt: dict[str, Any] = {}
+    if answer.body.prompt_logprobs is not None:
+        prompt["prompt_logprobs"] = prompt_logprobs(tokenizer, generation.prompt_logprobs[0] or [])
+    return {**answer.head, "choices": choices, "usage": counts, **prompt}
 
 
 async def _stream(answer: _Answer) -> AsyncGenerator[bytes, None]:

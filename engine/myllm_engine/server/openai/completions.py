@@ -19,7 +19,7 @@ from ..responses import EventStream, json_response
 from ..settings import Context, ServerContext
 from .chunks import DONE, ChunkWriter, usage
 from .errors import OpenAIRoute, event
-from .logprobs import CompletionLogprobs, check_limit
+from .logprobs import CompletionLogprobs, check_limit, prompt_logprobs
 from .models import resolve_model
 from .protocol import CompletionRequest
 
@@ -44,12 +44,22 @@ class _Answer:
         prompt = self.body.prompt[index // (self.body.n or 1)]
         return prompt if isinstance(prompt, str) else self.context.engine.tokenizer.decode(prompt)
 
+    def logprobs(self, index: int) -> CompletionLogprobs:
+        """Return what writes the log-probabilities of a choice, beginning with those of an echoed prompt."""
+        request = index // (self.body.n or 1)
+        writer = CompletionLogprobs(self.context.engine.tokenizer)
+        scores = self.generation.prompt_logprobs[request]
+        if self.body.echo and scores is not None:
+            writer.begin(self.generation.requests[request].prompt_token_ids, scores)
+        return writer
+
 
 @router.post("/v1/completions", summary="Complete a text")
 async def create_completion(body: CompletionRequest, context: Context, http: HttpRequest) -> Response:
     """Continue one or more prompts; choice `i` continues prompt `i // n`."""
     model = resolve_model(context, body.model)
     check_limit(body.logprobs, context.settings.max_logprobs, "logprobs")
+    check_limit(body.prompt_logprobs, context.settings.max_logprobs, "prompt_logprobs")
     params = body.sampling_params(
         max_tokens=_DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens, logprobs=body.logprobs
     )
@@ -63,6 +73,8 @@ async def create_completion(body: CompletionRequest, context: Context, http: Htt
             prompt_token_ids=next(encoded) if isinstance(prompt, str) else prompt,
             params=params,
             request_id=f"{answer_id}-{index}",
+            priority=body.priority or 0,
+            cache_salt=body.cache_salt,
         )
         for index, prompt in enumerate(body.prompt)
     ]
@@ -80,9 +92,14 @@ async def _collect(answer: _Answer, http: HttpRequest) -> dict[str, Any]:
     for completion in (sequence for sequences in completions for sequence in sequences):
         logprobs = None
         if answer.body.logprobs is not None:
-            logprobs = CompletionLogprobs(answer.context.engine.tokenizer)(completion.logprobs)
+            logprobs = answer.logprobs(len(choices))(completion.logprobs)
+        prompt: dict[str, Any] = {}
+        if answer.body.prompt_logprobs is not None:
+            scores = answer.generation.prompt_logprobs[len(choices) // (answer.body.n or 1)]
+            prompt["prompt_logprobs"] = prompt_logprobs(answer.context.engine.tokenizer, scores or [])
         choices.append(
             {
+                **prompt,
                 "index": len(choices),
                 "text": answer.prefix(len(choices)) + completion.text,
                 "logprobs": logprobs,
@@ -101,8 +118,8 @@ async def _stream(answer: _Answer) -> AsyncGenerator[bytes, None]:
         answer.head, generation, include_usage=body.include_usage, continuous_usage=body.continuous_usage
     )
     n = body.n or 1
-    logprobs = [CompletionLogprobs(answer.context.engine.tokenizer) for _ in range(n * len(body.prompt))]
-    begun = [not body.echo] * len(logprobs)
+    logprobs: dict[int, CompletionLogprobs] = {}
+    begun = [not body.echo] * (n * len(body.prompt))
     try:
         async for request_index, output in generation:
             for sequence in output.outputs:
@@ -110,7 +127,11 @@ async def _stream(answer: _Answer) -> AsyncGenerator[bytes, None]:
                 text = sequence.text
                 if not begun[index]:
                     text, begun[index] = answer.prefix(index) + text, True
-                scores = logprobs[index](sequence.logprobs) if sequence.logprobs else None
+                scores = None
+                if sequence.logprobs:
+                    if index not in logprobs:
+                        logprobs[index] = answer.logprobs(index)
+                    scores = logprobs[index](sequence.logprobs)
                 if text or scores or sequence.finish_reason:
                     yield writer.choice(
                         index,

@@ -43,6 +43,25 @@ def chat_logprobs(tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob]) -> dic
     }
 
 
+def prompt_logprobs(
+    tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob | None]
+) -> list[dict[str, dict[str, Any]] | None]:
+    """Return vLLM's form: null for a prompt's first token, then entries by token id, likeliest first."""
+
+    def entry(token_id: int, logprob: float, rank: int) -> dict[str, Any]:
+        return {
+            "logprob": max(logprob, _FLOOR),
+            "rank": rank,
+            "decoded_token": tokenizer.token_text(token_id),
+        }
+
+    def entries(token: TokenLogprob) -> dict[str, dict[str, Any]]:
+        likely = {str(id_): entry(id_, value, rank) for rank, (id_, value) in enumerate(token.top, start=1)}
+        return {**likely, str(token.token_id): entry(token.token_id, token.logprob, token.rank)}
+
+    return [None if token is None else entries(token) for token in logprobs]
+
+
 class CompletionLogprobs:
     """Write a sequence's log-probabilities chunk by chunk, keeping count of the text's length."""
 
@@ -50,21 +69,29 @@ class CompletionLogprobs:
         self._tokenizer = tokenizer
         self._pieces = TokenTexts(tokenizer)
         self._offset = 0
+        self._echoed: tuple[Sequence[int], Sequence[TokenLogprob | None]] = (), ()
+
+    def begin(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob | None]) -> None:
+        """Put the tokens of an echoed prompt in front of the next ones; its first one has no probability."""
+        self._echoed = token_ids, logprobs
 
     def __call__(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
         """Return the next tokens as `{text_offset, token_logprobs, tokens, top_logprobs}`.
 
         `top_logprobs` holds the chosen token, too: k or k + 1 entries, as vLLM has it.
         """
+        (echoed, scores), self._echoed = self._echoed, ((), ())
+        tokens = [*echoed, *(token.token_id for token in logprobs)]
+        every = [*scores, *logprobs]
         offsets = []
-        for piece in self._pieces(token.token_id for token in logprobs):
+        for piece in self._pieces(tokens):
             offsets.append(self._offset)
             self._offset += len(piece)
         return {
             "text_offset": offsets,
-            "token_logprobs": [max(token.logprob, _FLOOR) for token in logprobs],
-            "tokens": [self._tokenizer.token_text(token.token_id) for token in logprobs],
-            "top_logprobs": [self._alternatives(token) for token in logprobs],
+            "token_logprobs": [None if score is None else max(score.logprob, _FLOOR) for score in every],
+            "tokens": [self._tokenizer.token_text(token_id) for token_id in tokens],
+            "top_logprobs": [None if score is None else self._alternatives(score) for score in every],
         }
 
     def _alternatives(self, token: TokenLogprob) -> dict[str, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, StrictInt, field_validator, model_validator
@@ -27,8 +28,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1.0, 1),
     "logits_processors": ([],),
     "logprob_token_ids": ([],),
-    "priority": (0,),
-    "prompt_logprobs": (),
     "repetition_detection": (),
     "request_id": (),
     "return_prompt_text": (False,),
@@ -44,11 +43,9 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "watermarking": (),
 }
 
-# Accepted without effect: they concern billing, storage and caches of a hosted service, or nothing is there
-# yet for them to act on (`cache_salt` separates cached prefixes).
+# Accepted without effect: they concern billing, storage and caches of a hosted service.
 _NO_EFFECT = frozenset(
     {
-        "cache_salt",
         "metadata",
         "prompt_cache_key",
         "prompt_cache_retention",
@@ -158,6 +155,14 @@ class GenerationRequest(StrictModel):
     ignore_eos: bool | None = Field(None, description="Go on after the end-of-sequence token.")
     min_tokens: StrictInt | None = Field(None, description="Tokens before which nothing ends the text.")
     max_tokens: StrictInt | None = Field(None, description="Longest completion, in tokens.")
+    prompt_logprobs: StrictInt | None = Field(
+        None,
+        description="Log-probabilities of the prompt's tokens and of so many likely ones; no streams.",
+    )
+    priority: StrictInt | None = Field(None, description="The lower, the sooner it runs; default 0.")
+    cache_salt: str | None = Field(
+        None, min_length=1, description="Share cached prefixes only with requests of the same salt."
+    )
     skip_special_tokens: bool | None = Field(None, description="Leave special tokens out; default true.")
     response_format: ResponseFormat | None = Field(
         None, description="Text, a JSON object, or by JSON Schema."
@@ -173,6 +178,12 @@ class GenerationRequest(StrictModel):
     def _stream_options_need_stream(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
             raise refusal("`stream_options` is only allowed with `stream`: true", "stream_options")
+        return self
+
+    @model_validator(mode="after")
+    def _no_prompt_logprobs_in_streams(self) -> GenerationRequest:
+        if self.prompt_logprobs is not None and self.stream:
+            raise refusal("`prompt_logprobs` are not available with `stream`: true", "prompt_logprobs")
         return self
 
     @property
@@ -198,6 +209,7 @@ class GenerationRequest(StrictModel):
         return SamplingParams(
             max_tokens=max_tokens,
             logprobs=logprobs,
+            prompt_logprobs=self.prompt_logprobs,
             logit_bias=bias,
             structured=constraint(self.response_format, self.structured_outputs, guided),
             **given,
@@ -238,29 +250,37 @@ class CompletionRequest(GenerationRequest):
     ] = Field(description="A text, several texts, or token ids in place of a text.")
     logprobs: StrictInt | None = Field(None, description="Log-probabilities of so many likely tokens.")
     echo: bool | None = Field(None, description="Begin the text with the prompt.")
-    best_of: StrictInt | None = Field(None, description="Only as large as `n`.")
+    best_of: StrictInt | None = Field(
+        None, le=128, description="Make so many, return the `n` likeliest by token; not in streams."
+    )
     add_special_tokens: bool | None = Field(None, description="Tokenize with the model's BOS; default true.")
 
     @model_validator(mode="after")
     def _few_choices(self) -> CompletionRequest:
-        choices = len(self.prompt) * (self.n or 1)
-        if choices > _MAX_CHOICES:
+        each = max(self.n or 1, self.best_of or 1)
+        if len(self.prompt) * each > _MAX_CHOICES:
+            name = "n" if each == self.n else "best_of"
             raise refusal(
-                f"{len(self.prompt)} prompts with `n` {self.n} make {choices} completions; "
-                f"a request may have {_MAX_CHOICES}",
-                "n",
+                f"{len(self.prompt)} prompts with `{name}` {each} make {len(self.prompt) * each} "
+                f"completions; a request may have {_MAX_CHOICES}",
+                name,
             )
         return self
 
     @model_validator(mode="after")
     def _limits_of_this_slice(self) -> CompletionRequest:
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise refusal("`best_of` other than `n` is not supported by this server yet", "best_of")
-        if self.echo and self.logprobs is not None:
-            raise refusal("`echo` together with `logprobs` is not supported by this server yet", "echo")
+        if self.stream and self.best_of is not None and self.best_of != (self.n or 1):
+            raise refusal("`best_of` other than `n` is not available with `stream`: true", "best_of")
         if self.echo and self.max_tokens == 0:
             raise refusal("`echo` with `max_tokens` 0 is not supported by this server yet", "max_tokens")
         return self
+
+    def sampling_params(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+        """See `GenerationRequest.sampling_params`; an echoed prompt has log-probabilities, too."""
+        params = super().sampling_params(max_tokens=max_tokens, logprobs=logprobs)
+        if self.echo and params.prompt_logprobs is None:
+            params = replace(params, prompt_logprobs=logprobs)
+        return replace(params, best_of=self.best_of)
 
 
 class TextPart(StrictModel):
