@@ -95,7 +95,8 @@ class NativeModel:
             window = config.sliding_window
         return Layer(
             qkv=packer.linears(
-                index, {f"self_attn.{name}": getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")}
+                index,
+                {f"self_attn.{name}": getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")},
             ),
             o=packer.linears(index, {"self_attn.o_proj": attention.o_proj}),
             gate_up=packer.gated(index, {"mlp.gate_proj": mlp.gate_proj, "mlp.up_proj": mlp.up_proj}),

@@ -91,7 +91,9 @@ def test_a_tokens_logits_do_not_depend_on_batch_chunks_or_threads(library, forma
     model = tiny("qwen3")
     ids = random_ids(70, 1)
     table = shuffled_pages(70, 16, 2)
-    whole = build(model, library, format, kv=torch.bfloat16, threads=1).forward(make_batch([(ids, 0, table)], 16))
+    whole = build(model, library, format, kv=torch.bfloat16, threads=1).forward(
+        make_batch([(ids, 0, table)], 16)
+    )
     native = build(model, library, format, kv=torch.bfloat16, threads=3)
     other = random_ids(30, 9)
     rest = [page for page in range(1, 80) if page not in table]

@@ -300,6 +300,31 @@ def test_best_of_returns_the_likeliest(http):
     assert [text for _, text in choices(best_of=4, n=2)] == [text for _, text in best]
 
 
+def test_words_and_tokens_can_be_forbidden(http, engine):
+    body = {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
+
+    def text(**more):
+        return http.post("/v1/completions", json={**body, **more}).json()["choices"][0]["text"]
+
+    assert "Paris" in text()
+    assert "Paris" not in text(bad_words=["Paris"])
+    (only,) = engine.tokenizer.encode(" the")
+    assert text(allowed_token_ids=[only]) == " the" * 4
+
+
+def test_a_beam_search_returns_its_beams(http):
+    body = {"prompt": PROMPT, "max_tokens": 5, "temperature": 0}
+
+    def texts(**more):
+        choices = http.post("/v1/completions", json={**body, **more}).json()["choices"]
+        return [choice["text"] for choice in choices]
+
+    assert texts(use_beam_search=True) == texts()  # one beam is greedy
+    wide = {"use_beam_search": True, "best_of": 4, "length_penalty": 0.0, "early_stopping": True}
+    assert len(set(texts(n=3, **wide))) == 3
+    assert texts(n=1, **wide) == texts(n=3, **wide)[:1]
+
+
 @pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
 def test_priority_and_salt_reach_the_engine(scripted, said, route):
     with scripted([said(("a", b"a", "stop"))]) as live:

@@ -18,14 +18,10 @@ from .constraints import ResponseFormat, StructuredOutputs, constraint
 
 # Known to OpenAI or vLLM, not yet to us, with the values that ask for nothing special.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "allowed_token_ids": ([],),
-    "bad_words": ([],),
     "cache_control": (),
-    "early_stopping": (False,),
     "guided_decoding_backend": (),
     "guided_whitespace_pattern": (),
     "kv_transfer_params": (),
-    "length_penalty": (1.0, 1),
     "logits_processors": ([],),
     "logprob_token_ids": ([],),
     "repetition_detection": (),
@@ -38,7 +34,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "thinking_token_budget": (),
     "truncate_prompt_tokens": (),
     "truncation_side": (),
-    "use_beam_search": (False,),
     "vllm_xargs": (),
     "watermarking": (),
 }
@@ -58,9 +53,13 @@ _NO_EFFECT = frozenset(
 )
 
 _SAMPLING_FIELDS = (
+    "allowed_token_ids",
+    "bad_words",
+    "early_stopping",
     "frequency_penalty",
     "ignore_eos",
     "include_stop_str_in_output",
+    "length_penalty",
     "min_p",
     "min_tokens",
     "n",
@@ -74,6 +73,7 @@ _SAMPLING_FIELDS = (
     "top_k",
     "top_p",
     "typical_p",
+    "use_beam_search",
 )
 
 # What `chat_template_kwargs` may not name: parameters of transformers' `apply_chat_template`. Some have
@@ -155,6 +155,13 @@ class GenerationRequest(StrictModel):
     ignore_eos: bool | None = Field(None, description="Go on after the end-of-sequence token.")
     min_tokens: StrictInt | None = Field(None, description="Tokens before which nothing ends the text.")
     max_tokens: StrictInt | None = Field(None, description="Longest completion, in tokens.")
+    allowed_token_ids: TokenIds | None = Field(None, description="The only tokens that may be generated.")
+    bad_words: Texts | None = Field(None, description="Texts that may not occur in the answer.")
+    use_beam_search: bool | None = Field(
+        None, description="Search with `n` beams (completions: `best_of`); needs `temperature` 0; no streams."
+    )
+    length_penalty: float | None = Field(None, description="Exponent of the length in a beam's score.")
+    early_stopping: Literal[True, False, "never"] | None = Field(None, description="When a beam search ends.")
     prompt_logprobs: StrictInt | None = Field(
         None,
         description="Log-probabilities of the prompt's tokens and of so many likely ones; no streams.",
@@ -181,7 +188,9 @@ class GenerationRequest(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _no_prompt_logprobs_in_streams(self) -> GenerationRequest:
+    def _not_in_streams(self) -> GenerationRequest:
+        if self.use_beam_search and self.stream:
+            raise refusal("`use_beam_search` is not available with `stream`: true", "use_beam_search")
         if self.prompt_logprobs is not None and self.stream:
             raise refusal("`prompt_logprobs` are not available with `stream`: true", "prompt_logprobs")
         return self
