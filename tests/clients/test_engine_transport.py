@@ -66,7 +66,7 @@ def test_the_old_clients_answer_as_over_http(engine, server, cls, kind, prompt):
     there = cls("smollm2", port=server.port, **settings)
     answer = here._generate(prompt)
     assert answer == there._generate(prompt)
-    assert "Paris" in answer["choices"][0]["text"]
+    assert answer["choices"][0]["text"]
     here.close()
     there.close()
 
@@ -172,12 +172,12 @@ def test_refusals_are_those_of_a_server(client, server, call, error):
     assert str(here.value).replace("http://engine", server.url) == str(there.value)
 
 
-def test_the_openai_sdk(engine):
+def test_the_openai_sdk(engine, client):
     http = httpx.Client(transport=EngineTransport(engine))
     with openai.OpenAI(base_url="http://engine/v1", api_key="unused", http_client=http) as sdk:
         create = sdk.chat.completions.create
         answer = create(model="smollm2", messages=MESSAGES, max_tokens=10, temperature=0)
-        assert "Paris" in answer.choices[0].message.content
+        assert answer.choices[0].message.content == client.chat(MESSAGES, max_tokens=10, temperature=0).text
         chunks = create(model="smollm2", messages=MESSAGES, max_tokens=10, temperature=0, stream=True)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == (
             answer.choices[0].message.content
@@ -191,14 +191,14 @@ def test_the_openai_sdk(engine):
         assert told.choices[0].message.content == answer.choices[0].message.content
 
 
-async def test_the_async_openai_sdk(engine):
+async def test_the_async_openai_sdk(engine, client):
     http = httpx.AsyncClient(transport=AsyncEngineTransport(engine))
     async with openai.AsyncOpenAI(base_url="http://engine/v1", api_key="unused", http_client=http) as sdk:
         stream = await sdk.chat.completions.create(
             model="smollm2", messages=MESSAGES, max_tokens=10, temperature=0, stream=True
         )
         texts = [chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices]
-    assert "Paris" in "".join(texts)
+    assert "".join(texts) == client.chat(MESSAGES, max_tokens=10, temperature=0).text
     assert len(texts) > 3
 
 
