@@ -9,7 +9,7 @@ import torch
 
 from myllm_engine.config import EngineConfig
 from myllm_engine.engine import Engine
-from myllm_engine.errors import ContextLengthError, GenerationError, InvalidRequestError
+from myllm_engine.errors import ConstraintError, ContextLengthError, GenerationError, InvalidRequestError
 from myllm_engine.request import Request, RequestOutput, SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=10)
@@ -149,6 +149,28 @@ def test_stop_string_and_token(engine):
     assert output.token_ids == whole.token_ids[:4]
 
 
+def test_bad_words_and_allowed_tokens(engine):
+    ids = engine.tokenizer.encode("The capital of France is")
+
+    def complete(name: str, **fields) -> RequestOutput:
+        return run(engine, [request(name, ids, dataclasses.replace(GREEDY, **fields))])[name]
+
+    plain = complete("plain").outputs[0]
+    word = plain.text.split()[0].strip(".,")
+    without = complete("without", bad_words=[word]).outputs[0]
+    assert word in plain.text
+    assert word not in without.text
+    only = sorted({plain.token_ids[1], plain.token_ids[0], 260})
+    allowed = complete("allowed", allowed_token_ids=only).outputs[0]
+    assert set(allowed.token_ids) <= set(only)
+    assert allowed.token_ids[0] == plain.token_ids[0]
+    # A word that is one token, and nothing else allowed.
+    token = next(t for t in plain.token_ids if engine.tokenizer.encode(engine.tokenizer.decode([t])) == [t])
+    failed = complete("failed", bad_words=[engine.tokenizer.decode([token])], allowed_token_ids=[token])
+    assert isinstance(failed.error, ConstraintError)
+    assert "`allowed_token_ids` and `bad_words`" in str(failed.error)
+
+
 def test_ignore_eos_and_min_tokens(engine):
     chat = engine.tokenizer.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
     output = run(engine, [request("x", chat, dataclasses.replace(GREEDY, ignore_eos=True))])["x"].outputs[0]
@@ -194,6 +216,7 @@ def test_max_tokens_none_runs_to_the_end_of_the_context(cramped_engine):
         ([49152], {}, "prompt"),
         ([1], {"stop_token_ids": [60000]}, "stop_token_ids"),
         ([1], {"logit_bias": {49152: 1.0}}, "logit_bias"),
+        ([1], {"allowed_token_ids": [3, 49152]}, "allowed_token_ids"),
     ],
 )
 def test_token_ids_out_of_the_vocabulary_are_refused(engine, ids, params, param):

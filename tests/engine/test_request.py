@@ -28,6 +28,8 @@ from myllm_engine.request import CompletionOutput, Request, RequestOutput, Sampl
         ("stop", ["", ["a", ""], [1], 5, ["a"] * 65, "a" * 4097, ["a" * 2048, "b" * 2049]]),
         ("stop_token_ids", [[-1], ["a"], 5, "5"]),
         ("min_tokens", [-1]),
+        ("bad_words", ["word", [""], ["a", " "], [1], 5, ["a"] * 1025, ["a" * 65537]]),
+        ("allowed_token_ids", [[-1], ["a"], 5, "5"]),
         ("logprobs", [-1, True]),
         ("ignore_eos", [1, "yes"]),
     ],

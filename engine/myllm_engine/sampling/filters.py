@@ -18,7 +18,7 @@ from .kernels import Array, as_array, at_least, largest, namespace, on_device, p
 
 # How many of the largest values are looked at: most nuclei are narrower than the first, nearly all than the
 # second; only rows whose nucleus is wider still are sorted as a whole.
-_CANDIDATES = (64, 2048)
+_CANDIDATES = (64, 4096)
 
 
 def token_weights(
@@ -40,8 +40,11 @@ def token_weights(
     # From the maximum down: with a tiny temperature the quotient then overflows to -inf only, never to +inf.
     torch.sub(logits, maxima.unsqueeze(1), out=scaled[:, :vocab_size])
     scaled.div_(_column([item.temperature for item in params], device))
-    weights = scaled.exp()
     ranked = [row for row, item in enumerate(params) if _has_top_k(item, vocab_size) or item.top_p < 1.0]
+    typical = [row for row, item in enumerate(params) if item.typical_p < 1.0]
+    if not (ranked or typical or any(item.min_p > 0.0 for item in params)):
+        return scaled.exp_()
+    weights = scaled.exp()
     if ranked or any(item.min_p > 0.0 for item in params):
         cutoff = _column([math.log(item.min_p) if item.min_p > 0.0 else -math.inf for item in params], device)
         if ranked:
@@ -50,7 +53,6 @@ def token_weights(
             index = on_device(ranked, device)
             cutoff[index] = torch.maximum(cutoff[index], edges)
         weights.mul_(at_least(scaled, cutoff))
-    typical = [row for row, item in enumerate(params) if item.typical_p < 1.0]
     if typical:
         mass = _column([params[row].typical_p for row in typical], device)
         kept = _typical(as_array(pick(scaled, typical)), as_array(pick(weights, typical)), as_array(mass))

@@ -76,10 +76,11 @@ def largest(values: torch.Tensor, k: int) -> Array:
     width = values.shape[1]
     if values.device.type != "cpu" or 4 * k * _COLUMN <= width:
         return as_array(top_k(values, k)[0])
-    array = values.numpy()
+    # Ascending order of what is negated: reversed memory would slow down whoever reads it.
+    array = -values.numpy()
     if k < width:
-        array = np.partition(array, width - k, axis=-1)[:, width - k :]
-    return np.sort(array, axis=-1)[:, ::-1]
+        array = np.partition(array, k - 1, axis=-1)[:, :k]
+    return -np.sort(array, axis=-1)
 
 
 def at_least(values: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
