@@ -119,7 +119,7 @@ def test_all_beams_equal_transformers(model, width, penalty, early_stopping, end
 def test_the_cases_differ(model):
     """Guard the comparison above: were all cases alike, it could not tell one rule from another."""
     found = [search(model, make(*case)) for case in CASES[::3]]
-    assert len({tuple(item.token_ids for item in items) for items in found}) >= 10
+    assert len({tuple(item.token_ids for item in items) for items in found}) >= 8
     assert len({len(item.token_ids) for items in found for item in items}) >= 4
     assert {item.finish_reason for items in found for item in items} == {"stop", "length"}
 
