@@ -2,26 +2,21 @@
 
     python -m benchmarks._worker PEER URL
 
-Commands come as lines of JSON, `{"measure": name, **arguments}`, and so do the figures. A process stays for
-the whole run and sleeps while the others measure: rounds are interleaved, and nobody's globals disturb the
-others.
+The methods of `Worker` are the commands; see `_process.obey`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import json
-import os
-import signal
 import statistics
 import sys
 import time
-from typing import Any
 
 import psutil
 
 from benchmarks._peers import PEERS, Peer
+from benchmarks._process import obey
 from benchmarks.stub import CHUNKS, STREAM_TEXT, TEXT
 
 WARM_CALLS = 20
@@ -122,16 +117,9 @@ def _rss() -> float:
 
 def main() -> None:
     """Obey until the standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us
-    with os.fdopen(os.dup(1), "w") as out:
-        os.dup2(2, 1)  # what a library prints must not get between the figures
-        name, url = sys.argv[1:]
-        with asyncio.Runner() as runner:
-            worker = Worker(PEERS[name](url), runner)
-            for line in sys.stdin:
-                command: dict[str, Any] = json.loads(line)
-                figures = getattr(worker, command.pop("measure"))(**command)
-                print(json.dumps(figures), file=out, flush=True)
+    name, url = sys.argv[1:]
+    with asyncio.Runner() as runner:
+        obey(lambda: Worker(PEERS[name](url), runner))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,10 @@ import's too, for it waits for nothing but a free core.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.metadata
 import json
-import os
 import socket
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -33,9 +30,10 @@ from rich.table import Table
 
 from benchmarks._machine import describe
 from benchmarks._peers import PEERS
+from benchmarks._process import Ask, Figures, WorkerError, asker, python
+from benchmarks._rounds import Rounds, median_ratio, medians, print_verdicts, save, take_turns, verdict
 from benchmarks.stub import CHUNKS, COALESCED, MODEL
 
-ROOT = Path(__file__).parents[1]
 OURS, BASELINES = "myllm", ("httpx", "openai")
 STREAMS = {
     f"stream_{how}_{model}": {"model": model, "asynchronous": how == "async"}
@@ -51,7 +49,8 @@ import json, psutil
 print(json.dumps({{**figures, "rss_mb": psutil.Process().memory_info().rss / 1e6}}))
 """
 
-Figures = dict[str, float]
+# LiteLLM would fetch a price list at import.
+_OFFLINE = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,10 @@ def main() -> None:
     start = time.monotonic()
     with console.status("Starting …") as status, stub() as port:
         floor = round_trip(port)
-        rounds = Measuring(settings, names, f"http://127.0.0.1:{port}", status.update).run()
+        try:
+            rounds = Measuring(settings, names, f"http://127.0.0.1:{port}", status.update).run()
+        except WorkerError as error:
+            raise SystemExit(f"{error}; its own words are above.") from None
     results = {name: summary(name, rounds) for name in names}
     verdicts = list(judge(results))
     _print(console, results, verdicts, settings)
@@ -87,14 +89,13 @@ def main() -> None:
     )
     if arguments.json:
         report = {
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "machine": describe(*(PEERS[name].package for name in names), *_present("uvloop")),
             "quick": arguments.quick,
             "stub_round_trip_ms": floor,
             "results": results,
             "verdicts": verdicts,
         }
-        arguments.json.write_text(json.dumps(_rounded(report), indent=1) + "\n")
+        save(arguments.json, report)
     if arguments.check and not all(verdict["met"] for verdict in verdicts):
         sys.exit(1)
 
@@ -129,7 +130,7 @@ def _present(package: str) -> list[str]:
 @contextmanager
 def stub() -> Iterator[int]:
     """Run the stub in a process of its own, and give its port."""
-    with _python("-m", "benchmarks.stub") as process:
+    with python("-m", "benchmarks.stub") as process:
         assert process.stdout is not None
         yield int(process.stdout.readline())
 
@@ -157,7 +158,7 @@ class Measuring:
         self._url = url
         self._say = say
 
-    def run(self) -> dict[str, list[dict[str, Figures]]]:
+    def run(self) -> dict[str, Rounds]:
         """Return, for each measurement, its rounds; a round holds every client's figures."""
         settings = self._settings
         with ExitStack() as stack:
@@ -190,79 +191,35 @@ class Measuring:
 
     def _rounds(
         self, title: str, measure: Callable[[str], Figures], *, rounds: int | None = None, sync: bool = False
-    ) -> list[dict[str, Figures]]:
+    ) -> Rounds:
         names = [name for name in self._names if PEERS[name].has_sync or not sync]
-        done = []
-        for number in range(rounds or self._settings.rounds):
-            taken = {}
-            for name in names[:: -1 if number % 2 else 1]:
-                self._say(f"{title}, round {number + 1}: {name}")
-                taken[name] = measure(name)
-            done.append(taken)
-        return done
+        count = rounds or self._settings.rounds
+        return take_turns(title, names, count, lambda name, _: measure(name), self._say)
 
 
 @contextmanager
-def _worker(name: str, url: str) -> Iterator[Callable[..., Figures]]:
-    with _python("-m", "benchmarks._worker", name, url) as process:
-
-        def ask(measure: str, **arguments: Any) -> Figures:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(json.dumps({"measure": measure, **arguments}) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-            if not line:
-                raise SystemExit(f"{name} failed to measure `{measure}`; its own words are above.")
-            return json.loads(line)
-
-        yield ask
+def _worker(name: str, url: str) -> Iterator[Ask]:
+    with python("-m", "benchmarks._worker", name, url, environment=_OFFLINE) as process:
+        yield asker(name, process)
 
 
 def _import(name: str) -> Figures:
-    with _python("-c", _IMPORT.format(statement=PEERS[name].imports)) as process:
+    with python("-c", _IMPORT.format(statement=PEERS[name].imports), environment=_OFFLINE) as process:
         out, _ = process.communicate()
     return json.loads(out)
 
 
-@contextmanager
-def _python(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run Python in a plain environment: no proxy, no foreign keys, no network at LiteLLM's import."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.lower().endswith("_proxy") and not name.startswith(("MYLLM_", "OPENAI_", "HF_"))
-    }
-    environment |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    with subprocess.Popen(
-        [sys.executable, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def summary(name: str, rounds: dict[str, list[dict[str, Figures]]]) -> dict[str, dict[str, float]]:
+def summary(name: str, rounds: dict[str, Rounds]) -> dict[str, dict[str, float]]:
     """Return a client's medians, and for each measurement's first figure its ratio to each baseline."""
     results = {}
     for metric, taken in rounds.items():
         if name not in taken[0]:
             continue
-        figures = {
-            field: statistics.median(figures[name][field] for figures in taken) for field in taken[0][name]
-        }
+        figures = medians(taken, name)
         field = next(iter(figures))
         for baseline in BASELINES:
             if metric != "memory" and baseline in taken[0]:
-                figures[f"vs_{baseline}"] = statistics.median(
-                    figures[name][field] / figures[baseline][field] for figures in taken
-                )
+                figures[f"vs_{baseline}"] = median_ratio(taken, name, baseline, field)
         results[metric] = figures
     return results
 
@@ -273,21 +230,13 @@ def judge(results: dict[str, dict[str, dict[str, float]]]) -> Iterator[dict[str,
     if ours is None:
         return
     if "httpx" in results:
-        yield _verdict("a sync call, × bare httpx", ours["sequential"]["vs_httpx"], most=1.3)
-        yield _verdict("an async call, × bare httpx", 1 / ours["in_flight_1"]["vs_httpx"], most=1.3)
+        yield verdict("a sync call, × bare httpx", ours["sequential"]["vs_httpx"], most=1.3)
+        yield verdict("an async call, × bare httpx", 1 / ours["in_flight_1"]["vs_httpx"], most=1.3)
     if "openai" in results:
-        yield _verdict("calls/s at 64 in flight, × openai", ours["in_flight_64"]["vs_openai"], least=5)
+        yield verdict("calls/s at 64 in flight, × openai", ours["in_flight_64"]["vs_openai"], least=5)
     worst = max(STREAMS, key=lambda metric: ours[metric]["cpu_us"])
-    yield _verdict("a streamed chunk, µs (the worst of four ways)", ours[worst]["cpu_us"], most=25)
-    yield _verdict("import, s of CPU", ours["import"]["cpu_seconds"], most=0.3)
-
-
-def _verdict(
-    target: str, figure: float, *, most: float | None = None, least: float | None = None
-) -> dict[str, Any]:
-    if most is not None:
-        return {"target": f"{target}: at most {most:g}", "figure": figure, "met": figure <= most}
-    return {"target": f"{target}: at least {least:g}", "figure": figure, "met": figure >= (least or 0)}
+    yield verdict("a streamed chunk, µs (the worst of four ways)", ours[worst]["cpu_us"], most=25)
+    yield verdict("import, s of CPU", ours["import"]["cpu_seconds"], most=0.3)
 
 
 def _print(
@@ -325,9 +274,7 @@ def _print(
         for name, measured in results.items():
             table.add_row(name, *(_cell(measured.get(metric), *how) for _, metric, *how in columns))
         console.print(table)
-    for verdict in verdicts:
-        word = "[green]met[/]" if verdict["met"] else "[red]not met[/]"
-        console.print(f"{word:>20}  {verdict['target']}: [bold]{verdict['figure']:.2f}[/]")
+    print_verdicts(console, verdicts)
 
 
 def _cell(figures: dict[str, float] | None, field: str, form: str) -> str:
@@ -337,15 +284,6 @@ def _cell(figures: dict[str, float] | None, field: str, form: str) -> str:
     if field == next(iter(figures)):  # the one that the ratios are of
         text += "".join(f" {figures[f'vs_{name}']:5.2f}×" for name in BASELINES if f"vs_{name}" in figures)
     return text
-
-
-def _rounded(value: Any) -> Any:
-    """Round every number to four significant digits: more is noise."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

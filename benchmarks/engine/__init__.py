@@ -1,0 +1,1 @@
+"""The engine on CPU against its peers: `python -m benchmarks.engine`."""
