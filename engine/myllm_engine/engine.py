@@ -147,7 +147,7 @@ class Engine:
 
     def _load(self, device: torch.device, dtype: torch.dtype, budget: int, workers: Workers | None) -> None:
         config = self.config
-        source = resolve_model(config.model)
+        source = resolve_model(config.model, revision=config.revision)
         loaded = load_model(config, source, device=device, dtype=dtype)
         self.tokenizer: Tokenizer = load_tokenizer(config, source, eos_token_ids=loaded.eos_token_ids)
         self.model_name = loaded.name

@@ -232,7 +232,9 @@ def _serve(rank: int) -> None:
         device = rank_device(config.device, rank=rank, size=size)
         store.set(f"started/{rank}", b"")
         _join(store, rank=rank, size=size, device=device)
-        loaded = load_model(config, resolve_model(config.model), device=device, dtype=dtype)
+        loaded = load_model(
+            config, resolve_model(config.model, revision=config.revision), device=device, dtype=dtype
+        )
         runner = ModelRunner(loaded, config, max_num_batched_tokens=budget, agree=smallest)
     except Exception as error:  # noqa: BLE001 - told to rank 0, who raises it
         store.set(f"failed/{rank}", str(error) or type(error).__name__)

@@ -20,6 +20,7 @@ from .errors import ModelLoadError
 from .kv_cache import KVCache, LayerShape, PagePool, page_bytes
 from .memory import num_pages
 from .models.load import LoadedModel
+from .models.verify import pages_needed, verify
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,9 @@ class ModelRunner:
         if self._native is not None:
             shapes, peak = self._native.shapes, 0
         else:
-            shapes, peak = self._probe(config.model, probe_tokens, min(config.max_num_seqs, probe_tokens))
+            shapes, peak = self._probe(
+                config.model, probe_tokens, min(config.max_num_seqs, probe_tokens), loaded.max_model_len
+            )
         each = page_bytes(shapes, config.page_size, self.dtype)
         count = agree(
             num_pages(
@@ -93,6 +96,13 @@ class ModelRunner:
             threads = torch.get_num_threads()
             self._native.attach(self._cache, max_tokens=max_num_batched_tokens, num_threads=threads)
         self._backend: AttentionBackend = make_backend(self._cache)
+        if loaded.expected is not None and self.pool.num_total >= pages_needed(config.page_size):
+            verify(
+                lambda batch: ModelRunner.forward(self, batch)[0],  # every rank is here, and none listens yet
+                loaded.expected,
+                page_size=config.page_size,
+                name=config.model,
+            )
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -141,7 +151,9 @@ class ModelRunner:
         return logits if self._picks_logits else logits[logits_index]
 
     @torch.inference_mode()
-    def _probe(self, name: str, num_tokens: int, num_logits: int) -> tuple[list[LayerShape], int]:
+    def _probe(
+        self, name: str, num_tokens: int, num_logits: int, max_model_len: int
+    ) -> tuple[list[LayerShape], int]:
         """Run `num_tokens` tokens once.
 
         Return the layers' shapes and the peak of memory on top of the weights.
@@ -172,6 +184,14 @@ class ModelRunner:
                     f"{name!r} (family `{config.model_type}`) does not tell its attention the sliding "
                     f"window of layer {layer}: this engine would compute it wrongly"
                 )
+        window = getattr(config, "sliding_window", None)
+        told = getattr(config, "layer_types", None) or any(probe.windows.values())
+        if window and not told and getattr(config, "use_sliding_window", True) and window < max_model_len:
+            raise ModelLoadError(
+                f"{name!r} (family `{config.model_type}`) does not tell its attention the sliding window of "
+                f"{window} tokens: this engine would compute it wrongly beyond; set `max_model_len` to "
+                f"{window}"
+            )
         return [probe.shapes[layer] for layer in expected], peak
 
     def _fit(self, config: EngineConfig, max_model_len: int, bytes_each: int) -> int:

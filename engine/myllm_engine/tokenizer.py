@@ -191,8 +191,9 @@ def load_tokenizer(
         raise
     except Exception as error:
         name = config.tokenizer or config.model
+        reason = " ".join(str(error).split())
         raise ModelLoadError(
-            f"The tokenizer of {name!r} cannot be loaded: {error} - pass `tokenizer=` with a folder or hub "
+            f"The tokenizer of {name!r} cannot be loaded: {reason} - pass `tokenizer=` with a folder or hub "
             "id that has a `tokenizer.json`"
         ) from error
     return Tokenizer(tokenizer, eos_token_ids=eos_token_ids, chat_template=template)

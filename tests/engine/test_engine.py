@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-import torch
 
-from myllm_engine.config import EngineConfig
 from myllm_engine.engine import Engine
 from myllm_engine.errors import ConstraintError, ContextLengthError, GenerationError, InvalidRequestError
 from myllm_engine.request import Request, RequestOutput, SamplingParams
@@ -250,40 +248,3 @@ def test_a_request_id_in_flight_is_refused(engine):
     with pytest.raises(InvalidRequestError, match="'same' is in flight"):
         engine.add_request(request("same", [1, 2]))
     engine.abort("same")
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gpt_oss"])
-def test_other_families_equal_transformers(tiny_model, family):
-    from transformers import AutoModelForCausalLM
-
-    folder = tiny_model(family)
-    engine = Engine(
-        EngineConfig(
-            model=str(folder),
-            dtype="float32",
-            device="cpu",
-            max_num_batched_tokens=24,
-            max_num_seqs=8,
-            page_size=4,
-        )
-    )
-    assert engine.model_name == folder.name
-    assert engine.max_model_len == 512
-    # Eager: sdpa has neither softcap nor sinks.
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    generator = torch.Generator().manual_seed(3)
-    prompts = [
-        torch.randint(3, 40_000, (length,), generator=generator).tolist()
-        for length in (1, 3, 7, 8, 9, 17, 40, 90)
-    ]
-    results = run(engine, [request(str(i), prompt) for i, prompt in enumerate(prompts)], every=1)
-    for index, prompt in enumerate(prompts):
-        expected = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
-            do_sample=False,
-            max_new_tokens=10,
-        )[0, len(prompt) :]
-        assert results[str(index)].outputs[0].token_ids == expected.tolist(), index

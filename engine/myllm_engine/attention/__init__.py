@@ -2,6 +2,13 @@
 
 from .backend import AttentionBackend, AttentionCall
 from .choose import make_backend
-from .interface import ATTENTION_NAME, register_attention
+from .interface import ATTENTION_NAME, paged_attention, register_attention
 
-__all__ = ["ATTENTION_NAME", "AttentionBackend", "AttentionCall", "make_backend", "register_attention"]
+__all__ = [
+    "ATTENTION_NAME",
+    "AttentionBackend",
+    "AttentionCall",
+    "make_backend",
+    "paged_attention",
+    "register_attention",
+]

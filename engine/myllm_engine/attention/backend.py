@@ -24,6 +24,8 @@ class AttentionCall:
         softcap: scores become `softcap * tanh(scores / softcap)` (Gemma 2); None: off.
         sinks: `[num_heads]` one extra score per head that takes weight and gives no value (gpt-oss); None:
             off.
+        alibi: `[num_heads]` slopes of a bias by distance: scores become
+            `score + slope * (key position - query position)` (ALiBi: Bloom, MPT); None: off.
     """
 
     layer_idx: int
@@ -34,6 +36,7 @@ class AttentionCall:
     window: int | None = None
     softcap: float | None = None
     sinks: torch.Tensor | None = None
+    alibi: torch.Tensor | None = None
 
 
 class AttentionBackend(Protocol):

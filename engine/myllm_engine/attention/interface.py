@@ -11,6 +11,8 @@ from ..context import current_backend
 from .backend import AttentionCall
 
 ATTENTION_NAME = "myllm"
+# Tensors that models hand on to every layer, and that attention has no use for.
+_HARMLESS = {"position_ids", "cache_position", "input_ids", "inputs_embeds"}
 
 
 def paged_attention(
@@ -24,6 +26,7 @@ def paged_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    alibi: torch.Tensor | None = None,
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -35,6 +38,8 @@ def paged_attention(
         key: `[1, num_kv_heads, T, key_dim]`.
         value: `[1, num_kv_heads, T, value_dim]`.
         attention_mask: always None, as the name `myllm` has no mask function.
+        scaling, sliding_window, softcap, s_aux: transformers' names for what `AttentionCall` explains.
+        alibi: slopes per head, from our own adapters alone.
 
     Returns:
         `[1, T, num_heads, value_dim]` and None in the place of attention weights.
@@ -42,10 +47,17 @@ def paged_attention(
     Raises:
         NotImplementedError: the layer wants something that would be left out of the result.
     """
-    if kwargs.get("position_bias") is not None or is_causal is False or attention_mask is not None:
-        raise NotImplementedError(
-            f"`{type(module).__name__}` wants a position bias, a mask of its own or non-causal attention"
-        )
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    reason = None
+    if not is_causal:
+        reason = "lets tokens attend to later ones"
+    elif attention_mask is not None:
+        reason = "hides tokens by a mask of its own"
+    elif ours := sorted(name for name, value in kwargs.items() if _matters(name, value)):
+        reason = f"changes its attention by `{ours[0]}`"
+    if reason is not None:
+        raise NotImplementedError(f"`{type(module).__name__}` {reason}")
     call = AttentionCall(
         layer_idx=module.layer_idx,
         query=query[0],
@@ -55,8 +67,14 @@ def paged_attention(
         window=sliding_window or None,
         softcap=softcap or None,
         sinks=s_aux,
+        alibi=alibi,
     )
     return current_backend().run(call).unsqueeze(0), None
+
+
+def _matters(name: str, value: Any) -> bool:
+    """Tell whether an argument that we do not know could change the result: tensors could."""
+    return isinstance(value, torch.Tensor) and name not in _HARMLESS
 
 
 def register_attention() -> None:

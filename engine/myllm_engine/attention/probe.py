@@ -13,6 +13,9 @@ from .backend import AttentionCall
 class ProbeAttention:
     """Record each layer's shape and window; attention itself is plain and over the step's own tokens.
 
+    A layer that attends twice, as DiffLlama's do, raises NotImplementedError: each has one place in the KV
+    cache.
+
     Attributes:
         shapes: by `layer_idx`.
         windows: by `layer_idx`.
@@ -27,6 +30,8 @@ class ProbeAttention:
 
     def run(self, call: AttentionCall) -> torch.Tensor:
         """Record the layer."""
+        if call.layer_idx in self.shapes:
+            raise NotImplementedError(f"layer {call.layer_idx} attends more than once")
         kv_heads, _, key_dim = call.key.shape
         self.shapes[call.layer_idx] = LayerShape(kv_heads, key_dim, call.value.shape[-1])
         self.windows[call.layer_idx] = call.window

@@ -27,8 +27,8 @@ class _Group:
         context_lens: `[num_sequences]` int64.
         query_len: new tokens per sequence.
         length: keys per sequence that attention is computed over, padding included.
-        masks: additive masks by window, `[num_sequences, 1, query_len, length]`, or None when nothing is
-            hidden.
+        masks: additive masks by window and slopes, `[num_sequences, 1 or num_heads, query_len, length]`, or
+            None when nothing is hidden.
     """
 
     start: int
@@ -38,16 +38,19 @@ class _Group:
     query_len: int
     length: int
     padded: bool
-    masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
+    masks: dict[tuple[int | None, torch.Tensor | None], torch.Tensor | None] = field(default_factory=dict)
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
-        if window not in self.masks:
-            self.masks[window] = self._make_mask(window, dtype)
-        return self.masks[window]
+    def mask(self, call: AttentionCall) -> torch.Tensor | None:
+        key = call.window, call.alibi  # a tensor is a key by identity, and layers share the one of slopes
+        if key not in self.masks:
+            self.masks[key] = self._make_mask(call.window, call.alibi, call.query.dtype)
+        return self.masks[key]
 
-    def _make_mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+    def _make_mask(
+        self, window: int | None, alibi: torch.Tensor | None, dtype: torch.dtype
+    ) -> torch.Tensor | None:
         hidden_by_window = window is not None and window < self.length
-        if self.query_len == 1 and not self.padded and not hidden_by_window:
+        if self.query_len == 1 and not self.padded and not hidden_by_window and alibi is None:
             return None
         device = self.context_lens.device
         last = self.context_lens.view(-1, 1, 1) - 1
@@ -56,8 +59,11 @@ class _Group:
         visible = keys <= queries
         if window is not None:
             visible &= keys > queries - window
-        mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, float("-inf"))
-        return mask.unsqueeze(1)
+        if alibi is None:
+            mask = torch.zeros(visible.shape, dtype=dtype, device=device).unsqueeze(1)
+        else:
+            mask = ((keys - queries).unsqueeze(1) * alibi.view(1, -1, 1, 1)).to(dtype)
+        return mask.masked_fill_(~visible.unsqueeze(1), float("-inf"))
 
 
 class TorchAttention:
@@ -144,7 +150,10 @@ def _attend_decode(
     # query rows.
     query = query.reshape(num_sequences, kv_heads, num_heads // kv_heads, -1)
     sinks = None if call.sinks is None else call.sinks.view(1, kv_heads, -1, 1)
-    output = _attend(call, query, key, value, group.mask(call.window, query.dtype), sinks=sinks)
+    mask = group.mask(call)
+    if call.alibi is not None:
+        mask = mask.view(num_sequences, kv_heads, -1, group.length)
+    output = _attend(call, query, key, value, mask, sinks=sinks)
     return output.reshape(num_sequences, num_heads, -1)
 
 
@@ -158,10 +167,10 @@ def _attend_prefill(
     query = call.query[:, group.start : group.end].unsqueeze(0)
     sinks = None if call.sinks is None else call.sinks.view(1, num_heads, 1, 1)
     whole = group.pages is None and (call.window is None or call.window >= group.length)
-    if whole and call.softcap is None and sinks is None:
+    if whole and call.softcap is None and sinks is None and call.alibi is None:
         output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=call.scale)
     else:
-        output = _attend(call, query, key, value, group.mask(call.window, query.dtype), sinks=sinks)
+        output = _attend(call, query, key, value, group.mask(call), sinks=sinks)
     return output[0].transpose(0, 1)
 
 

@@ -6,6 +6,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import functools
+import math
 import mmap
 import struct
 from collections.abc import Iterator
@@ -26,22 +27,71 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """Return the metadata of a GGUF file by key, arrays as lists.
 
     Raises:
-        ModelLoadError: the file is not a GGUF file of version 2 or 3.
+        ModelLoadError: the file is not a GGUF file of version 2 or 3, or is cut off.
     """
+    return _read(path)[0]
+
+
+def check_complete(path: Path) -> None:
+    """Check that the file holds all of the tensors that it lists.
+
+    Raises:
+        ModelLoadError: see `read_metadata`; or the file ends before the data of its tensors does.
+    """
+    needed = _read(path)[1]
+    size = path.stat().st_size
+    if size < needed:
+        raise ModelLoadError(
+            f"The GGUF file {str(path)!r} is cut off: it has {size} bytes, and its tensors reach to "
+            f"{needed}: download it again"
+        )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the metadata, and the size that the file must have at least."""
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ModelLoadError(f"{str(path)!r} is not a GGUF file: it does not begin with 'GGUF'")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            version, _, count = struct.unpack_from("<IQQ", data, 4)
-            if version not in (2, 3):
-                raise ModelLoadError(f"{str(path)!r} is GGUF version {version}; versions 2 and 3 can be read")
-            metadata: dict[str, Any] = {}
-            offset = 24
-            for _ in range(count):
-                key, offset = _read_string(data, offset)
-                (kind,) = struct.unpack_from("<I", data, offset)
-                metadata[key], offset = _read_value(data, offset + 4, kind)
-            return metadata
+            try:
+                return _parse(data, path)
+            except struct.error as error:
+                raise ModelLoadError(
+                    f"The GGUF file {str(path)!r} is cut off within its metadata: download it again"
+                ) from error
+
+
+def _parse(data: mmap.mmap, path: Path) -> tuple[dict[str, Any], int]:
+    version, num_tensors, count = struct.unpack_from("<IQQ", data, 4)
+    if version not in (2, 3):
+        raise ModelLoadError(f"{str(path)!r} is GGUF version {version}; versions 2 and 3 can be read")
+    metadata: dict[str, Any] = {}
+    offset = 24
+    for _ in range(count):
+        key, offset = _read_string(data, offset)
+        (kind,) = struct.unpack_from("<I", data, offset)
+        metadata[key], offset = _read_value(data, offset + 4, kind)
+    end = 0
+    for _ in range(num_tensors):
+        _, offset = _read_string(data, offset)
+        (dimensions,) = struct.unpack_from("<I", data, offset)
+        *shape, kind, start = struct.unpack_from(f"<{dimensions}QIQ", data, offset + 4)
+        offset += 4 + 8 * dimensions + 12
+        end = max(end, start + _tensor_bytes(math.prod(shape), kind))
+    alignment = metadata.get("general.alignment", 32)
+    return metadata, -(-offset // alignment) * alignment + end
+
+
+def _tensor_bytes(count: int, kind: int) -> int:
+    """Return the size of a tensor; 0 for a type that the `gguf` package does not know, or without it."""
+    try:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    except ImportError:
+        return 0
+    if kind not in GGMLQuantizationType.__members__.values():
+        return 0
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+    return count // block * size
 
 
 def _read_string(data: mmap.mmap, offset: int) -> tuple[str, int]:

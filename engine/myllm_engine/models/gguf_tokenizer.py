@@ -1,8 +1,8 @@
-"""Build the tokenizer that a GGUF file describes, for byte-level BPE vocabularies.
+"""Build the tokenizer that a GGUF file describes: byte-level BPE, and sentencepiece's.
 
 transformers builds these too, but it knows the split of few `tokenizer.ggml.pre` names and gives all others
-GPT-2's in silence: SmolLM2's numbers, for one, get wrong ids. The splits here are those that llama.cpp's
-`src/llama-vocab.cpp` has for the name; SmolLM2's ids are compared with llama.cpp's in the tests.
+GPT-2's in silence: SmolLM2's numbers, for one, get wrong ids. The ids here are compared with llama.cpp's in
+the tests, for vocabularies of every kind of split that it has reference ids for.
 """
 
 from __future__ import annotations
@@ -10,58 +10,38 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+
+from .gguf_splits import ADD_BOS, IGNORE_MERGES, SPLITS
 
 logger = logging.getLogger(__name__)
-
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# Names by what comes before the byte level.
-_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
-_GPT2 = {"gpt-2", "phi-2", "mpt", "olmo"}
-_SPLITS = {
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "qwen2": _QWEN2,
-    "deepseek-r1-qwen": _QWEN2,
-}
-# These vocabularies were used with whole words looked up before merging.
-_IGNORE_MERGES = {"llama-bpe", "llama3", "llama-v3"}
 
 _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 
 
 def build_tokenizer(metadata: dict[str, Any]) -> Tokenizer | None:
-    """Build the tokenizer from a file's metadata; None when the split is not known here.
+    """Build the tokenizer from a file's metadata; None when the kind or the split is not known here.
 
-    Only for `tokenizer.ggml.model` = "gpt2", llama.cpp's name for byte-level BPE.
+    Known are `tokenizer.ggml.model` = "gpt2", llama.cpp's name for byte-level BPE, with the splits of
+    `gguf_splits`, and "llama", its name for sentencepiece's BPE with bytes for unknown characters.
     """
-    pre = metadata.get("tokenizer.ggml.pre")
-    if metadata.get("tokenizer.ggml.model") != "gpt2" or pre not in _DIGITS | _GPT2 | set(_SPLITS):
-        return None
-    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in _IGNORE_MERGES))
-    if pre in _SPLITS:
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(_SPLITS[pre]), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-    else:
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        digits = [pre_tokenizers.Digits(individual_digits=True)] if pre in _DIGITS else []
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, byte_level])
-    tokenizer.decoder = decoders.ByteLevel()
+    match metadata.get("tokenizer.ggml.model"):
+        case "gpt2" if metadata.get("tokenizer.ggml.pre") in SPLITS:
+            tokenizer = _byte_level(metadata)
+        case "llama" if "tokenizer.ggml.scores" in metadata:
+            tokenizer = _sentencepiece(metadata)
+        case _:
+            return None
+    tokens = metadata["tokenizer.ggml.tokens"]
     types = metadata.get("tokenizer.ggml.token_type", [])
     added = [
         AddedToken(token, special=kind == _CONTROL, normalized=False)
@@ -70,8 +50,57 @@ def build_tokenizer(metadata: dict[str, Any]) -> Tokenizer | None:
     ]
     # add_tokens keeps each one's own `special`; order and ids are those of the vocabulary.
     tokenizer.add_tokens(added)
-    tokenizer.post_processor = _post_processor(metadata, tokens)
+    if template := _template(metadata):
+        tokenizer.post_processor = template
     return tokenizer
+
+
+def _byte_level(metadata: dict[str, Any]) -> Tokenizer:
+    pre = metadata["tokenizer.ggml.pre"]
+    vocab = {token: index for index, token in enumerate(metadata["tokenizer.ggml.tokens"])}
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in IGNORE_MERGES))
+    splits = [pre_tokenizers.Split(Regex(split), behavior="isolated") for split in SPLITS[pre]]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    return tokenizer
+
+
+def _sentencepiece(metadata: dict[str, Any]) -> Tokenizer:
+    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocab,
+            merges=_merges(vocab, metadata["tokenizer.ggml.scores"]),
+            unk_token=tokens[metadata.get("tokenizer.ggml.unknown_token_id", 0)],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    steps = [normalizers.Prepend("▁")] if prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    return tokenizer
+
+
+def _merges(vocab: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
+    """Return the merges that make each token, the best score first: what sentencepiece merges first."""
+    merges = []
+    for token, index in vocab.items():
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in vocab and right in vocab:
+                merges.append((-scores[index], index, vocab[left], vocab[right], left, right))
+    merges.sort()
+    return [(left, right) for *_, left, right in merges]
 
 
 def warn_of_unknown_split(metadata: dict[str, Any], path: str) -> None:
@@ -106,17 +135,16 @@ def eos_token_ids(metadata: dict[str, Any]) -> frozenset[int]:
     return frozenset(index for index in ids if index is not None)
 
 
-def _post_processor(metadata: dict[str, Any], tokens: list[str]) -> Any:
-    before = after = ""
+def _template(metadata: dict[str, Any]) -> Any:
+    """Return what adds the special tokens, or None when there are none to add."""
+    tokens = metadata["tokenizer.ggml.tokens"]
+    # llama.cpp's defaults for files that do not say.
+    begins = metadata["tokenizer.ggml.model"] == "llama" or metadata.get("tokenizer.ggml.pre") in ADD_BOS
+    template = ["$A"]
     special: list[tuple[str, int]] = []
-    for flag, key in (("add_bos_token", "bos_token_id"), ("add_eos_token", "eos_token_id")):
-        index = metadata.get(f"tokenizer.ggml.{key}")
-        if metadata.get(f"tokenizer.ggml.{flag}") and index is not None:
+    for name, place, default in (("bos", 0, begins), ("eos", 2, False)):
+        index = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if metadata.get(f"tokenizer.ggml.add_{name}_token", default) and index is not None:
             special.append((tokens[index], index))
-            if flag == "add_bos_token":
-                before = f"{tokens[index]} "
-            else:
-                after = f" {tokens[index]}"
-    if not special:
-        return processors.ByteLevel(trim_offsets=True)
-    return processors.TemplateProcessing(single=f"{before}$A{after}", special_tokens=special)
+            template.insert(place, tokens[index])
+    return processors.TemplateProcessing(single=template, special_tokens=special) if special else None

@@ -10,19 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..attention import ATTENTION_NAME, register_attention
 from ..config import EngineConfig
 from ..cpu.model import NativeModel, make_native
 from ..errors import ModelLoadError
+from .adapters import ADAPTED_FAMILIES, adapt
 from .pack import pack_linears
+from .pretrained import read_model
 from .source import ModelSource
+from .verify import Expected, take_expected
 
 logger = logging.getLogger(__name__)
 
 _FALLBACK_MAX_LEN = 2048
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
+# Chunks are whole attention within the first one, which the context is limited to.
+_LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 # These scale rotary frequencies by the longest position of the batch, so that one long sequence would change
 # others.
 _BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
@@ -39,6 +43,8 @@ class LoadedModel:
         vocab_size: width of the logits.
         eos_token_ids: from the model's config and generation config.
         native: the model in the CPU library, which then computes instead of `model`; None: there is none.
+        expected: what the model computes by itself, to verify paged attention against; None with a
+            native model.
     """
 
     model: PreTrainedModel
@@ -47,6 +53,7 @@ class LoadedModel:
     vocab_size: int
     eos_token_ids: frozenset[int]
     native: NativeModel | None = None
+    expected: Expected | None = None
 
 
 def choose_device(device: str) -> torch.device:
@@ -75,6 +82,11 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
     "auto" is bfloat16 where the hardware multiplies it natively: elsewhere float32 is faster on CPUs.
     """
+    if dtype == "float16" and device.type == "cpu":
+        logger.warning(
+            "float16 is no faster than float32 on a CPU, and large activations overflow in it: bfloat16 "
+            "(where the CPU computes it natively) or float32 serve better."
+        )
     if dtype != "auto":
         return getattr(torch, dtype)
     if device.type == "cuda":
@@ -93,20 +105,24 @@ def load_model(
     Raises:
         ModelLoadError: it cannot be loaded, or would give wrong answers here.
     """
-    model = _from_pretrained(config, source, device=device, dtype=dtype)
+    model = read_model(config, source, device=device, dtype=dtype)
     text_config = model.config.get_text_config(decoder=True)
     _refuse_unsupported(model, text_config, config.model)
-    register_attention()
-    model.set_attn_implementation(ATTENTION_NAME)
+    model.eval()
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+    max_model_len = _max_model_len(config, text_config)
+    native = make_native(model, config, source, max_len=max_model_len) if device.type == "cpu" else None
+    expected = take_expected(model, vocab_size) if native is None else None
+    if text_config.model_type in ADAPTED_FAMILIES:
+        adapt(model)
+    else:
+        register_attention()
+        model.set_attn_implementation(ATTENTION_NAME)
     if text_config._attn_implementation != ATTENTION_NAME:
         raise ModelLoadError(
             f"{config.model!r} is of the family `{text_config.model_type}`, whose attention in transformers "
             "cannot be replaced: it cannot run over a paged KV cache; choose a model of another family"
         )
-    model.eval()
-    vocab_size = model.get_output_embeddings().weight.shape[0]
-    max_model_len = _max_model_len(config, text_config)
-    native = make_native(model, config, source, max_len=max_model_len) if device.type == "cpu" else None
     if native is not None:
         model.to("meta")  # keeps the config and the shapes, and no weights
     elif config.tensor_parallel_size == 1:  # a layer's part holds hooks, which packing would lose
@@ -118,61 +134,8 @@ def load_model(
         vocab_size=vocab_size,
         eos_token_ids=_eos_ids(model.generation_config) | _eos_ids(text_config),
         native=native,
+        expected=expected,
     )
-
-
-def _from_pretrained(
-    config: EngineConfig, source: ModelSource, *, device: torch.device, dtype: torch.dtype
-) -> PreTrainedModel:
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
-    if config.tensor_parallel_size > 1:
-        options |= _shared_layers(config, source)
-    elif device.type != "cpu":
-        options["device_map"] = {"": device}
-    try:
-        if source.gguf_file is not None:
-            return _from_gguf(source, options)
-        options["revision"] = config.revision
-        return AutoModelForCausalLM.from_pretrained(source.path, **options)
-    except ModelLoadError:
-        raise
-    except Exception as error:
-        raise ModelLoadError(f"The model {config.model!r} cannot be loaded: {error}") from error
-
-
-def _shared_layers(config: EngineConfig, source: ModelSource) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` that give this rank its part of each layer."""
-    if source.gguf_file is not None:
-        raise ModelLoadError(
-            f"{config.model!r} is a GGUF file, whose layers transformers does not share among devices: use a "
-            "model in Hugging Face's format with `tensor_parallel_size` above 1"
-        )
-    from transformers.distributed import DistributedConfig
-
-    if "tp_size" in inspect.signature(DistributedConfig).parameters:
-        return {"distributed_config": DistributedConfig(tp_size=config.tensor_parallel_size)}
-    return {"tp_plan": "auto"}  # transformers 5.17
-
-
-def _from_gguf(source: ModelSource, options: dict[str, Any]) -> PreTrainedModel:
-    try:
-        import accelerate  # noqa: F401 - transformers needs it for GGUF files, and says so in other words
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise ModelLoadError(
-            f"GGUF files need the package `{error.name}`: pip install 'myllm-suite[engine]'"
-        ) from error
-    from .gguf import fast_gguf_reading
-
-    try:
-        from transformers import GgufConfig
-    except ImportError:
-        pass  # before it existed, transformers always dequantised
-    else:
-        # Dense weights: the quantised path looks for kernels on the hub, and cannot be saved.
-        options["quantization_config"] = GgufConfig(dequantize=True)
-    with fast_gguf_reading():
-        return AutoModelForCausalLM.from_pretrained(source.path, gguf_file=source.gguf_file, **options)
 
 
 def _refuse_unsupported(model: PreTrainedModel, text_config: PretrainedConfig, name: str) -> None:
@@ -187,10 +150,10 @@ def _refuse_unsupported(model: PreTrainedModel, text_config: PretrainedConfig, n
         reason = "keeps a recurrent state next to keys and values"
     elif layer_types:
         reason = f"has layers of the type {', '.join(sorted(map(repr, layer_types)))}"
-    elif "position_ids" not in inspect.signature(model.forward).parameters:
+    elif family not in ADAPTED_FAMILIES and (
+        "position_ids" not in inspect.signature(model.forward).parameters
+    ):
         reason = "takes no `position_ids`, so that several sequences cannot share one forward pass"
-    elif getattr(text_config, "alibi", False):
-        reason = "biases attention by distance (ALiBi)"
     elif not isinstance(rope, dict):
         reason = f"describes its rotary positions as {rope!r}"
     if reason is not None:
@@ -201,7 +164,8 @@ def _refuse_unsupported(model: PreTrainedModel, text_config: PretrainedConfig, n
 
 
 def _max_model_len(config: EngineConfig, text_config: PretrainedConfig) -> int:
-    limit = getattr(text_config, "max_position_embeddings", None) or _FALLBACK_MAX_LEN
+    names = ("max_position_embeddings", "max_seq_len", "seq_length")  # the last two: MPT, Bloom
+    limit = next((value for name in names if (value := getattr(text_config, name, None))), _FALLBACK_MAX_LEN)
     rope = getattr(text_config, "rope_parameters", None) or {}
     if rope.get("rope_type") in _BATCH_DEPENDENT_ROPE:
         original = rope.get("original_max_position_embeddings") or getattr(
@@ -215,6 +179,11 @@ def _max_model_len(config: EngineConfig, text_config: PretrainedConfig) -> int:
                 original,
             )
             limit = original
+    if "chunked_attention" in (getattr(text_config, "layer_types", None) or ()):
+        chunk = text_config.attention_chunk_size
+        if chunk < limit:
+            logger.warning("Layers attend in chunks of %d tokens: the context is limited to one.", chunk)
+            limit = chunk
     if config.max_model_len is None:
         return limit
     if config.max_model_len > limit:

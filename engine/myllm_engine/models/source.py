@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ModelLoadError
+from .hub import locate
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -32,11 +34,11 @@ class ModelSource:
         return Path(self.path) / self.gguf_file
 
 
-def resolve_model(model: str) -> ModelSource:
-    """Return the source that `model` names.
+def resolve_model(model: str, *, revision: str | None = None) -> ModelSource:
+    """Return the source that `model` names; `revision` is of a hub id.
 
     Raises:
-        ModelLoadError: nothing is there, or it is no model.
+        ModelLoadError: nothing is there, or it is no model; see also `hub.locate`.
     """
     if model == "smollm2":
         return _bundled_smollm2()
@@ -51,6 +53,11 @@ def resolve_model(model: str) -> ModelSource:
         files = sorted(file.name for file in path.glob("*.gguf"))
         if len(files) == 1:
             return ModelSource(str(path), files[0])
+        if (path / "adapter_config.json").is_file():
+            raise ModelLoadError(
+                f"The folder {str(path)!r} holds an adapter and no model: give the model that it was made "
+                f"for as `model`{_base_model(path)}, and this folder in `lora_adapters`"
+            )
         what = (
             f"several GGUF files ({', '.join(files)})" if files else "neither `config.json` nor a GGUF file"
         )
@@ -62,7 +69,17 @@ def resolve_model(model: str) -> ModelSource:
             f"There is no model at {model!r}: `model` is a folder with a `config.json`, a `*.gguf` file, "
             "a hub id such as 'org/name', or 'smollm2'"
         )
-    return ModelSource(model)
+    return ModelSource(locate(model, revision))
+
+
+def _base_model(adapter: Path) -> str:
+    try:
+        base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))[
+            "base_model_name_or_path"
+        ]
+    except (ValueError, LookupError, TypeError):
+        return ""
+    return f" ({base!r})"
 
 
 def _bundled_smollm2() -> ModelSource:

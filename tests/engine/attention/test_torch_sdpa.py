@@ -18,7 +18,7 @@ from myllm_engine.sequence import Sequence
 PAGE = 4
 
 
-def attend(query, key, value, *, scale, window, softcap, sinks):
+def attend(query, key, value, *, scale, window, softcap, sinks, alibi):
     """Attend one sequence's last queries `[heads, rows, dim]` to its keys, one row and head at a time."""
     heads, rows, _ = query.shape
     shared = heads // key.shape[0]
@@ -29,6 +29,8 @@ def attend(query, key, value, *, scale, window, softcap, sinks):
         scores = key[head // shared, first : place + 1] @ query[head, row] * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
+        if alibi is not None:
+            scores = scores + alibi[head] * (torch.arange(first, place + 1) - place)
         weights = scores.exp()
         total = weights.sum() + (0.0 if sinks is None else sinks[head].exp())
         output[row, head] = (weights / total) @ value[head // shared, first : place + 1]
@@ -38,10 +40,17 @@ def attend(query, key, value, *, scale, window, softcap, sinks):
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("value_dim", [8, 6])
 @pytest.mark.parametrize(
-    ("window", "softcap", "sinks"),
-    [(None, None, False), (5, None, False), (None, 2.0, False), (3, 2.0, True)],
+    ("window", "softcap", "sinks", "alibi"),
+    [
+        (None, None, False, False),
+        (5, None, False, False),
+        (None, 2.0, False, False),
+        (3, 2.0, True, False),
+        (None, None, False, True),
+        (5, 2.0, True, True),
+    ],
 )
-def test_mixed_batches_equal_attention_written_out(kv_heads, value_dim, window, softcap, sinks):
+def test_mixed_batches_equal_attention_written_out(kv_heads, value_dim, window, softcap, sinks, alibi):
     generator = torch.Generator().manual_seed(kv_heads)
     heads, dim = 4, 8
     pool = PagePool(200, PAGE)
@@ -54,6 +63,7 @@ def test_mixed_batches_equal_attention_written_out(kv_heads, value_dim, window, 
     )
     backend = TorchAttention(cache)
     sink_values = torch.randn(heads, generator=generator) if sinks else None
+    slopes = torch.tensor([0.5, 0.25, 0.125, 0.0625]) if alibi else None
     # Steps of (new tokens of each sequence): prompts alone, in chunks, decodes of very different lengths,
     # mixed.
     steps = [[1, 7, 30, 3], [1, 1, 6, 0], [1, 1, 1, 5], [1, 1, 1, 1], [0, 1, 1, 1]]
@@ -71,14 +81,14 @@ def test_mixed_batches_equal_attention_written_out(kv_heads, value_dim, window, 
             missing = pool.pages_for(sequence.num_computed + count) - len(sequence.pages)
             sequence.pages += pool.allocate(missing)
             if count:
-                scheduled.append(Scheduled(sequence, count))
+                scheduled.append(Scheduled(sequence, count, samples=True))
         batch = build_batch(scheduled, page_size=PAGE, device=torch.device("cpu"))
         total = sum(step)
         query = torch.randn(heads, total, dim, generator=generator)
         key = torch.randn(kv_heads, total, dim, generator=generator)
         value = torch.randn(kv_heads, total, value_dim, generator=generator)
         backend.plan(batch)
-        options = {"scale": 0.3, "window": window, "softcap": softcap, "sinks": sink_values}
+        options = {"scale": 0.3, "window": window, "softcap": softcap, "sinks": sink_values, "alibi": slopes}
         output = backend.run(AttentionCall(0, query, key, value, **options))
         start = 0
         for item in batch.scheduled:

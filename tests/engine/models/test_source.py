@@ -42,5 +42,21 @@ def test_nothing_there(model):
         resolve_model(model)
 
 
-def test_hub_ids():
-    assert resolve_model("org/some-model_1.5") == ModelSource("org/some-model_1.5")
+def test_hub_ids(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr(
+        "myllm_engine.models.source.locate", lambda *args: asked.append(args) or "/cache/folder"
+    )
+    assert resolve_model("org/some-model_1.5", revision="v1") == ModelSource("/cache/folder")
+    assert asked == [("org/some-model_1.5", "v1")]
+
+
+@pytest.mark.parametrize(
+    ("text", "base"), [('{"base_model_name_or_path": "org/base"}', r" \('org/base'\)"), ("[", "")]
+)
+def test_an_adapter_is_no_model(tmp_path: Path, text, base):
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(
+        ModelLoadError, match=rf"holds an adapter and no model: .*`model`{base}, .*lora_adapters"
+    ):
+        resolve_model(str(tmp_path))
