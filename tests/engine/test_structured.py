@@ -176,7 +176,7 @@ def test_a_grammar_at_its_limit_ends_its_own_request_only(engine, caplog):
     assert outputs[free.request_id][-1].outputs[0].finish_reason in ("stop", "length")
     assert engine.stats().kv_pages_free == engine.stats().kv_pages_total
     # The log names the reason, and neither the prompt, nor the answer, nor the grammar.
-    (record,) = [item for item in caplog.records if item.name == "myllm_engine.structured"]
+    (record,) = [item for item in caplog.records if item.name == "myllm_engine.structured.matcher"]
     assert len(record.getMessage()) < 120
     assert "\n" not in record.getMessage()
 
