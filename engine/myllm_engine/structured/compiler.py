@@ -175,6 +175,8 @@ class _Workshop:
             if not job.set_running_or_notify_cancel():
                 continue
             try:
+                if self._closed:
+                    raise EngineError("The engine is closed")
                 _require_llguidance(constraint)
                 grammar = to_grammar(constraint, self._special_tokens)
                 if process is None or not process.alive:

@@ -15,7 +15,10 @@ from typing import Any
 from .ebnf import ebnf_to_lark, is_ebnf
 
 _ANY = "/(?s:.)*/"
-_FORMATS = "any_text, const_string, grammar, json_schema, or, regex, sequence, tag, tags_with_separator, triggered_tags"
+_FORMATS = (
+    "any_text, const_string, grammar, json_schema, or, regex, sequence, tag, tags_with_separator, "
+    "triggered_tags"
+)
 
 
 def tags_to_grammar(document: Mapping[str, Any], special_tokens: Mapping[str, int]) -> str:
@@ -23,7 +26,8 @@ def tags_to_grammar(document: Mapping[str, Any], special_tokens: Mapping[str, in
 
     Args:
         document: in either format.
-        special_tokens: ids of the tokenizer's special tokens by their text: in tags they stand for themselves.
+        special_tokens: ids of the tokenizer's special tokens by their text; in tags they stand for
+            themselves.
 
     Raises:
         ValueError: the document is malformed; the message names the place.
@@ -32,17 +36,10 @@ def tags_to_grammar(document: Mapping[str, Any], special_tokens: Mapping[str, in
     if "format" in document:
         body = builder.last(_mapping(document, "format", "structural_tag"), "format")
     elif "structures" in document:
-        tags = [
-            {
-                "begin": _string(item, "begin", f"structures[{index}]"),
-                "content": {
-                    "type": "json_schema",
-                    "json_schema": _get(item, "schema", f"structures[{index}]"),
-                },
-                "end": _string(item, "end", f"structures[{index}]", empty=True),
-            }
-            for index, item in enumerate(_list(document, "structures", "structural_tag"))
-        ]
+        tags = []
+        for index, item in enumerate(_list(document, "structures", "structural_tag")):
+            schema = _get(item, "schema", f"structures[{index}]")
+            tags.append({**item, "content": {"type": "json_schema", "json_schema": schema}})
         body = builder.triggered({"triggers": document.get("triggers"), "tags": tags}, "structural_tag")
     else:
         raise ValueError("it needs `format`, or `structures` and `triggers`")
@@ -87,8 +84,8 @@ class _Builder:
             return self.triggered(item, place)
         if kind in ("any_text", "triggered_tags"):
             raise ValueError(
-                f"`{place}`: {kind} ends with free text, so it may stand only at the end, or (any_text) between "
-                "the `begin` and the `end` of a tag"
+                f"`{place}`: {kind} ends with free text, so it may stand only at the end, or (any_text) "
+                "between the `begin` and the `end` of a tag"
             )
         makers: dict[Any, Callable[[Mapping[str, Any], str], str]] = {
             "const_string": lambda item, place: self._text(_string(item, "value", place)),
@@ -134,9 +131,7 @@ class _Builder:
         if text in self._special:
             return f"ANY {self._text(text)}"
         if self._split.search(text):
-            raise ValueError(
-                f"the trigger {text!r} mixes a special token with other text: use the token alone"
-            )
+            raise ValueError(f"{text!r} mixes a special token with other text: use the token alone")
         # Lazy: it ends where the trigger first occurs.
         return self._name(f"ANY {json.dumps(text, ensure_ascii=False)}", "[lazy]")
 
@@ -153,11 +148,8 @@ class _Builder:
     def _separated(self, item: Mapping[str, Any], place: str) -> str:
         tags = _list(item, "tags", place)
         one = self._name(self._or(self._tag(tag, f"{place}.tags[{i}]") for i, tag in enumerate(tags)))
-        more = (
-            ""
-            if item.get("stop_after_first")
-            else f" ({self._text(_string(item, 'separator', place))} {one})*"
-        )
+        separator = self._text(_string(item, "separator", place))
+        more = "" if item.get("stop_after_first") else f" ({separator} {one})*"
         return f"({one}{more})" + ("" if item.get("at_least_one") else "?")
 
     def _sequence(self, item: Mapping[str, Any], place: str) -> str:

@@ -1,11 +1,12 @@
 """Compile grammars in a process that can be ended: run as a script, by `compiler`.
 
-Nothing bounds llguidance's work on a grammar (fifteen patterns in one `allOf` take it for ever), a deep one can
-overflow the stack, which ends a process, and nothing stops a thread. So each grammar is compiled here first.
+Nothing bounds llguidance's work on a grammar (fifteen patterns in one `allOf` take it for ever), a deep one
+can overflow the stack, which ends a process, and nothing stops a thread. So each grammar is compiled here
+first.
 
 Protocol: one JSON document a line. The first line in is the tokenizer and the limits, each further one a
-grammar; for each grammar one line comes out: what is wrong with it, or null. A grammar that takes more than its
-share of CPU time or memory ends the process.
+grammar; for each grammar one line comes out: what is wrong with it, or null. A grammar that takes more than
+its share of CPU time or memory ends the process.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import sys
 import threading
+from pathlib import Path
 
 STACK = 512 * 2**20  # bytes of address space; only what is used takes memory
 
@@ -33,7 +35,8 @@ def main() -> None:
         # Some limits show only here. Where nothing may follow, the mask holds the end of the text alone.
         matcher.compute_bitmask()
         _limit_time(0)
-        print(json.dumps(matcher.get_error() or None), flush=True)
+        sys.stdout.write(json.dumps(matcher.get_error() or None) + "\n")
+        sys.stdout.flush()
 
 
 def _limit_time(seconds: float) -> None:
@@ -50,8 +53,7 @@ def _limit_memory(more: int) -> None:
         return
     import resource
 
-    with open("/proc/self/statm") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + more, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
