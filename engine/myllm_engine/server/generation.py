@@ -102,10 +102,8 @@ class Generation:
         engine = context.engine
         _check_room(engine, sum(request.params.n for request in requests))
         for request in requests:
-            if request.params.structured is None:
-                engine.validate(request)
-            else:  # compiles the constraint, which takes from 1 ms to seconds
-                await until_disconnect(http, context.compilers.run(engine.validate, request))
+            # Compiles the constraint, which takes from 1 ms to seconds.
+            await until_disconnect(http, engine.prepare(request))
         generation = cls(engine, requests)
         try:
             first = await until_disconnect(http, anext(generation._outputs))
