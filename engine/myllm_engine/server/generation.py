@@ -95,7 +95,7 @@ class Generation:
 
         Raises:
             InvalidRequestError: before anything is submitted.
-            ProblemError: too many requests with constraints wait, or these ones never fit into the queue.
+            ProblemError: these requests never fit into the queue.
             QueueFullError, EngineDeadError: from the engine.
             ClientDisconnectedError: the client left first; nothing runs any more.
         """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 # A rule that does not refer to itself becomes part of one lexeme, a regular expression, which is much faster
@@ -39,8 +39,9 @@ def is_ebnf(grammar: str) -> bool:
 def ebnf_to_lark(grammar: str) -> str:
     """Return the Lark grammar of the same language, whose first rule is `start`.
 
-    Where a grammar is recursive, its rules without recursion match as much as they can, as in llguidance's
-    own converter: `word word` with `word ::= [a-z]+` needs something between the two.
+    Where a grammar is recursive, its rules without recursion become lexemes, which match as much as they
+    can: `word word` with `word ::= [a-z]+` then needs something between the two (in llguidance's own
+    converter too).
 
     Raises:
         ValueError: it is malformed; the message names the line.
@@ -52,15 +53,28 @@ def ebnf_to_lark(grammar: str) -> str:
         for name, line in rule.references:
             if name not in rules:
                 raise ValueError(f"line {line}: there is no rule `{name}`")
-    sizes = _sizes(rules)
-    names = {
-        name: ("T" if name in sizes else "r") + f"{number}_" + re.sub(r"\W", "_", name)
-        for number, name in enumerate(rules)
-    }
-    names = {name: new.upper() if name in sizes else new.lower() for name, new in names.items()}
+    lexemes = _lexemes(rules, tails=False)
+    if "root" not in lexemes:
+        lexemes = _lexemes(rules, tails=True)
+    names = {}
+    for number, name in enumerate(rules):
+        plain = f"{number}_" + re.sub(r"\W", "_", name)
+        names[name] = f"T{plain}".upper() if name in lexemes else f"r{plain}".lower()
+
+    def text(parts: Sequence[_Part]) -> str:
+        return "".join(part.lark if part.name is None else names[part.name] for part in parts)
+
     lines = [f"start: {names['root']}"]
     for name, rule in rules.items():
-        lines.append(f"{names[name]}: {''.join(names[p.name] if p.name else p.lark for p in rule.parts)}")
+        tails = [] if name in lexemes else _tails(rule, lexemes)
+        if not any(tail for _, tail in tails):
+            lines.append(f"{names[name]}: {text(rule.parts)}")
+            continue
+        heads = []
+        for number, (head, tail) in enumerate(tails):
+            lines.append(f"{names[name].upper()}_{number}: {text(head)}")
+            heads.append(f"{names[name].upper()}_{number} {text(tail)}")
+        lines.append(f"{names[name]}: {' | '.join(heads)}")
     return "\n".join(lines) + "\n"
 
 
@@ -128,7 +142,9 @@ class _Parser:
             if text in ("|", ")") and kind == "sign":
                 if text == ")" and not opened:
                     raise ValueError(f"line {line}: `)` closes nothing")
-                add(f' "" {text}' if empty else f" {text}")
+                if empty:
+                    add(' ""')
+                add(f" {text}")
                 if text == ")":
                     opened.pop()
                 empty, repeatable = text == "|", text == ")"
@@ -151,7 +167,8 @@ class _Parser:
             empty, repeatable = False, True
         if opened:
             raise ValueError(f"line {opened[-1]}: `(` is never closed")
-        add(' ""' if empty else "")
+        if empty:
+            add(' ""')
         return rule
 
 
@@ -187,9 +204,16 @@ def _set_character(piece: str, line: int) -> str:
     return "".join(f"\\x{{{ord(character):X}}}" for character in _unescape(piece, line))
 
 
-def _sizes(rules: dict[str, _Rule]) -> dict[str, int]:
-    """Return into how many parts each rule that can be a lexeme expands."""
+def _lexemes(rules: Mapping[str, _Rule], *, tails: bool) -> dict[str, bool]:
+    """Return which rules can be lexemes, and whether those match the empty text.
+
+    Args:
+        rules: by name.
+        tails: leave out rules that end with what may be empty, blanks as a rule. As a part of the lexeme, it
+            would take what the rule is to be followed by.
+    """
     sizes: dict[str, int] = {}
+    lexemes: dict[str, bool] = {}
     users: dict[str, list[str]] = {name: [] for name in rules}
     missing = {name: len({item for item, _ in rule.references}) for name, rule in rules.items()}
     for name, rule in rules.items():
@@ -198,12 +222,54 @@ def _sizes(rules: dict[str, _Rule]) -> dict[str, int]:
     ready = [name for name, count in missing.items() if not count]
     while ready:  # from the leaves up: a rule in a cycle never gets ready
         name = ready.pop()
-        size = len(rules[name].parts) + sum(sizes[used] for used, _ in rules[name].references)
-        if size > _LARGEST_LEXEME:
+        rule = rules[name]
+        size = len(rule.parts) + sum(sizes[used] for used, _ in rule.references)
+        if size > _LARGEST_LEXEME or (tails and any(tail for _, tail in _tails(rule, lexemes))):
             continue
-        sizes[name] = size
+        sizes[name], lexemes[name] = size, _matches_empty(rule.parts, lexemes)
         for user in users[name]:
             missing[user] -= 1
             if not missing[user]:
                 ready.append(user)
-    return sizes
+    return lexemes
+
+
+def _tails(rule: _Rule, lexemes: Mapping[str, bool]) -> list[tuple[list[_Part], list[_Part]]]:
+    """Return each alternative of a rule of lexemes as its head, and what may be empty at its end.
+
+    A rule that is not made of lexemes alone has none, nor has one that is a tail as a whole.
+    """
+    if any(name not in lexemes for name, _ in rule.references):
+        return []
+    alternatives: list[list[_Part]] = [[]]
+    depth = 0
+    for part in rule.parts:
+        depth += (part.lark.strip() == "(") - (part.lark.strip() == ")")
+        if depth == 0 and part.lark.strip() == "|":
+            alternatives.append([])
+        else:
+            alternatives[-1].append(part)
+    result = []
+    for parts in alternatives:
+        end = len(parts)
+        while end and (parts[end - 1].lark.isspace() or lexemes.get(parts[end - 1].name or "", False)):
+            end -= 1
+        if not any(part.name or part.lark.strip() for part in parts[:end]):
+            return []
+        result.append((parts[:end], [part for part in parts[end:] if part.name]))
+    return result
+
+
+def _matches_empty(parts: Sequence[_Part], lexemes: Mapping[str, bool]) -> bool:
+    """Tell whether a lexeme matches the empty text: what takes a character is an x here."""
+    signs = ("|", "(", ")", "*", "+", "?", "")
+    pattern = ""
+    for part in parts:
+        lark = part.lark.strip()
+        if part.name is not None:
+            pattern += "(?:x?)" if lexemes[part.name] else "x"
+        elif lark in signs or lark.startswith("{"):
+            pattern += lark
+        else:
+            pattern += "(?:)" if lark == '""' else "x"
+    return re.fullmatch(pattern, "") is not None

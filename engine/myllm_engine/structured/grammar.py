@@ -69,10 +69,13 @@ def name_of(constraint: Structured) -> str:
 
 def refused(constraint: Structured, words: str) -> InvalidRequestError:
     """Return the error for a constraint that llguidance, which said `words`, does not take."""
-    lines = [line.strip() for line in words.splitlines() if line.strip() not in ("", "<non-verbose/>")]
-    if len(lines) > 1 and lines[0] == "regex parse error:":
-        lines[0] += " " + lines[-1].removeprefix("error: ")
+    # A stop reason where the grammar's beginning is its end.
+    words = words.replace("NoExtensionBias", "").replace("NoExtension", "")
+    lines = [line.strip() for line in words.splitlines()]
+    lines = [line for line in lines if line not in ("", "<non-verbose/>")] or ["it matches no text"]
+    # The reason of a faulty regex comes last, below a drawing of it.
+    reason = next((line for line in lines if line.startswith("error: ")), "")
     return InvalidRequestError(
-        f"The {name_of(constraint)} cannot be enforced: {lines[0][:300] if lines else 'it matches no text'}",
+        f"The {name_of(constraint)} cannot be enforced: {lines[0][:200]} {reason[:100]}".rstrip(),
         param=constraint.param,
     )
