@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,9 +16,7 @@ from myllm_engine.errors import ConstraintError
 from myllm_engine.request import Structured
 from myllm_engine.structured import (
     GrammarCompiler,
-    MaskFiller,
     allowed_tokens,
-    forbid,
     forced_tokens,
     valid_drafts,
 )
@@ -130,7 +127,7 @@ def test_masks_along_drafts_are_those_of_the_text_itself(grammars, tokenizer):
     for token_id in start:
         matcher.append(token_id)
     batch = [row(None), *rows(matcher, drafts), row(other), row(None), *rows(third, text[:1])]
-    for masks in (allowed_tokens(batch), MaskFiller().start(batch).result(), allowed_tokens(batch)):
+    for masks in (allowed_tokens(batch), allowed_tokens(batch)):
         assert masks[0] is None
         assert masks[len(drafts) + 3] is None
         expected = [
@@ -193,17 +190,5 @@ def test_forced_tokens_are_what_the_masks_leave(grammars, tokenizer, constraint,
     assert forced_in_all >= 4
 
 
-@pytest.mark.parametrize("share", [0.0002, 0.3, 0.7, 0.999])
-def test_forbid_is_a_masked_fill(share):
-    generator = np.random.default_rng(1)
-    allowed = generator.random(VOCAB_SIZE) < share
-    logits = torch.randn(2, VOCAB_SIZE)
-    expected = logits.masked_fill(torch.tensor([[False], [True]]) & torch.from_numpy(~allowed), float("-inf"))
-    forbid(logits[1], allowed)
-    assert torch.equal(logits, expected)
-
-
-def test_without_constraints_nothing_is_done():
-    filler = MaskFiller()
-    assert filler.start([row(None)] * 3).result() == [None] * 3
-    assert not filler._thread._threads
+def test_without_constraints_there_are_no_masks():
+    assert allowed_tokens([row(None)] * 3) == [None] * 3

@@ -6,16 +6,13 @@ instead of enforcing half of it. It is imported on first use: the engine runs wi
 """
 
 from .compiler import GrammarCompiler
-from .masks import MaskFiller, PendingMasks, allowed_tokens, forbid
+from .masks import allowed_tokens
 from .matcher import Matcher, forced_tokens, valid_drafts
 
 __all__ = [
     "GrammarCompiler",
-    "MaskFiller",
     "Matcher",
-    "PendingMasks",
     "allowed_tokens",
-    "forbid",
     "forced_tokens",
     "valid_drafts",
 ]

@@ -109,10 +109,11 @@ class Matcher:
         self.raw.consume_tokens(self._token_ids)
 
     def _failed(self) -> ConstraintError:
-        self._grammar.spent = True
         # Not `get_error()`: it can quote the prompt's and the answer's text, which belongs in no log.
         reason = self.raw.stop_reason()
-        logger.warning("A request's constraint could not be followed any further: %s", reason)
+        if not self._grammar.spent:  # others that follow it may fail of the same
+            logger.warning("A request's constraint could not be followed any further: %s", reason)
+        self._grammar.spent = True
         name = self._constraint.kind.replace("_", " ")
         return ConstraintError(
             f"The {name} is too complex to be followed to its end ({reason}): simplify it",
