@@ -14,6 +14,7 @@ from .errors import InvalidRequestError, QueueFullError
 from .gather import Gathering
 from .loop import EngineLoop, OutputStream
 from .request import Request, RequestOutput
+from .sequence import PreparedRequest
 
 
 class Closable(Protocol):
@@ -68,6 +69,17 @@ class AsyncEngine:
         """Check a request against the model; see `Engine.prepare`. May be called from any thread."""
         self._engine.validate(request)
 
+    async def prepare(self, request: Request) -> PreparedRequest:
+        """Check a request against the model and compile its constraint, for which no thread here waits.
+
+        Raises:
+            InvalidRequestError, ContextLengthError, QueueFullError: see `Engine.prepare`.
+        """
+        structured, matcher = request.params.structured, None
+        if structured is not None:
+            matcher = await asyncio.wrap_future(self._engine.grammars.submit(structured))
+        return self._engine.prepare(request, matcher)
+
     async def submit(self, request: Request) -> AsyncGenerator[RequestOutput]:
         """Queue a request and iterate over its outputs, the last of which has `finished` set.
 
@@ -77,15 +89,12 @@ class AsyncEngine:
         Raises:
             InvalidRequestError, ContextLengthError: see `Engine.prepare`, or `n` is more than may ever wait;
                 nothing was queued.
-            QueueFullError: `max_queue` sequences wait already.
+            QueueFullError: `max_queue` sequences wait already, or many constraints to be compiled.
             ConstraintError: the constraint became too complex to follow in the middle of the text.
             GenerationError: the model's logits for this request are not numbers that can be sampled from.
             EngineDeadError: the engine is closed or died, before or while the request ran.
         """
-        if request.params.structured is None:
-            prepared = self._engine.prepare(request)
-        else:  # compiling takes from 1 ms to seconds, which neither the event loop nor the engine may wait
-            prepared = await asyncio.to_thread(self._engine.prepare, request)
+        prepared = await self.prepare(request)
         self._check_queue(request)
         stream = OutputStream(request, asyncio.get_running_loop())
         self._loop.open([prepared], [stream])

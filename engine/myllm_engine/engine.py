@@ -26,7 +26,7 @@ from .sampler import DrawnTokens, SampledToken, derive_seed, draw_tokens, prompt
 from .sampling.bad_words import BadWords
 from .sampling.edits import edit_logits
 from .scheduler import Scheduler
-from .sequence import PreparedRequest, Sequence
+from .sequence import Matcher, PreparedRequest, Sequence
 from .speculative import make_speculator
 from .structured import GrammarCompiler, allowed_tokens
 from .tokenizer import Tokenizer, load_tokenizer
@@ -126,7 +126,7 @@ class Engine:
             max_num_batched_tokens=budget,
             max_num_logits=max(config.max_num_seqs, _PROMPT_LOGITS),
         )
-        self._grammars = GrammarCompiler(self.tokenizer, self.vocab_size)
+        self.grammars = GrammarCompiler(self.tokenizer, self.vocab_size)
         self._groups: dict[str, Group] = {}
         # Several ranks get their input ids from this process.
         ahead = device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
@@ -163,14 +163,19 @@ class Engine:
         """Check a request against the model; see `prepare`."""
         self.prepare(request)
 
-    def prepare(self, request: Request) -> PreparedRequest:
+    def prepare(self, request: Request, matcher: Matcher | None = None) -> PreparedRequest:
         """Check a request against the model and compile its constraint, which may take long.
 
         May be called from any thread.
 
+        Args:
+            request: to prepare.
+            matcher: of its constraint, from `grammars`; None: it is compiled here.
+
         Raises:
             InvalidRequestError: a token id that the model does not have; an unenforceable constraint.
             ContextLengthError: prompt and completion are longer than the context.
+            QueueFullError: too many constraints wait to be compiled.
         """
         params = request.params
         for name, ids in (
@@ -193,7 +198,8 @@ class Engine:
             )
         if params.use_beam_search:
             self._check_beams(prompt_tokens, params)
-        matcher = None if params.structured is None else self._grammars.matcher(params.structured)
+        if matcher is None and params.structured is not None:
+            matcher = self.grammars.matcher(params.structured)
         bad_words = BadWords.tokenize(params.bad_words, self.tokenizer) if params.bad_words else None
         return PreparedRequest(request, matcher, bad_words)
 

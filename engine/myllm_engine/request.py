@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from .errors import EngineError, InvalidRequestError
 
@@ -39,29 +39,42 @@ class Structured:
     Attributes:
         kind: what `value` is.
         value: a JSON Schema as JSON; a regular expression in Rust's syntax, for the whole text; a JSON list
-            of strings, one of which is the text; or a grammar in Lark's or GBNF's notation.
+            of strings, one of which is the text; a grammar in Lark's notation or in EBNF; or a structural tag
+            as JSON.
         param: the request's field it came from, for messages.
+        whitespace: of "json_schema": a regular expression for what may stand between JSON's tokens; None:
+            nothing may.
     """
 
-    kind: Literal["json_schema", "regex", "choice", "grammar"]
+    kind: Literal["json_schema", "regex", "choice", "grammar", "structural_tag"]
     value: str
     param: str = field(default="structured", compare=False)
+    whitespace: str | None = None
 
     @classmethod
-    def json_schema(cls, schema: Mapping[str, object] | str, *, param: str = "structured") -> Structured:
-        """Constrain the text to compact JSON that is valid under a schema, given as an object or as JSON."""
-        if isinstance(schema, str):
-            try:
-                schema = json.loads(schema)
-            except (ValueError, RecursionError) as error:
-                raise InvalidRequestError(f"`{param}` is not JSON: {error}", param=param) from None
-        if not isinstance(schema, Mapping):
-            raise InvalidRequestError(f"`{param}` must be a JSON Schema object; got {schema!r}", param=param)
-        try:
-            value = json.dumps(schema)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidRequestError(f"`{param}` cannot be written as JSON: {error}", param=param) from None
-        return cls("json_schema", value, param)
+    def json_schema(
+        cls,
+        schema: Mapping[str, object] | str,
+        *,
+        whitespace_pattern: str | None = None,
+        disable_additional_properties: bool = False,
+        param: str = "structured",
+    ) -> Structured:
+        """Constrain the text to JSON that is valid under a schema, given as an object or as JSON.
+
+        Args:
+            schema: the JSON Schema.
+            whitespace_pattern: what may stand between JSON's tokens; None: the text is compact.
+            disable_additional_properties: allow only named properties, in objects that don't say
+                `additionalProperties` (as in vLLM).
+            param: the request's field it came from, for messages.
+        """
+        document = _json_object(schema, "JSON Schema", param)
+        if disable_additional_properties:
+            document = _without_additional_properties(document)
+        if whitespace_pattern is not None:
+            _nonempty(whitespace_pattern, param)
+        return cls("json_schema", _as_json(document, param), param, whitespace_pattern)
 
     @classmethod
     def json_object(cls, *, param: str = "structured") -> Structured:
@@ -85,8 +98,21 @@ class Structured:
 
     @classmethod
     def grammar(cls, text: str, *, param: str = "structured") -> Structured:
-        """Constrain the text by a context-free grammar, in Lark's notation or in GBNF."""
+        """Constrain the text by a context-free grammar, in Lark's notation or in EBNF (llama.cpp's GBNF)."""
         return cls("grammar", _nonempty(text, param), param)
+
+    @classmethod
+    def structural_tag(cls, tag: Mapping[str, object] | str, *, param: str = "structured") -> Structured:
+        """Leave the text free but for tagged parts, such as calls of tools.
+
+        Args:
+            tag: an object or JSON: `{"structures": [{"begin", "schema", "end"}, ...], "triggers": [...]}`, or
+                XGrammar's `{"format": {...}}`. Where a trigger occurs in the text, one of the structures that
+                begin with it must follow.
+            param: the request's field it came from, for messages.
+        """
+        document = _json_object(tag, "structural tag", param)
+        return cls("structural_tag", _as_json(document, param), param)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,6 +396,36 @@ class RequestOutput:
         self.embedding = self.embedding or new.embedding
         self.num_cached_tokens = max(self.num_cached_tokens, new.num_cached_tokens)
         self.error = self.error or new.error
+
+
+def _json_object(value: object, what: str, param: str) -> Mapping[str, object]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequestError(f"`{param}` is not JSON: {error}", param=param) from None
+    if not isinstance(value, Mapping):
+        raise InvalidRequestError(f"`{param}` must be a {what} object; got {value!r}", param=param)
+    return value
+
+
+def _as_json(value: object, param: str) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"`{param}` cannot be written as JSON: {error}", param=param) from None
+
+
+def _without_additional_properties(schema: Any) -> Any:
+    """Return a schema whose objects with named properties have no others, unless they say so."""
+    if isinstance(schema, Mapping):
+        closed = {name: _without_additional_properties(value) for name, value in schema.items()}
+        if "properties" in closed or "patternProperties" in closed:
+            closed.setdefault("additionalProperties", False)
+        return closed
+    if isinstance(schema, list):
+        return [_without_additional_properties(item) for item in schema]
+    return schema
 
 
 def _nonempty(text: object, param: str) -> str:

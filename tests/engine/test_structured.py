@@ -11,9 +11,10 @@ import threading
 import jsonschema
 import pytest
 
-from myllm_engine import InvalidRequestError, Request, SamplingParams, Structured
+from myllm_engine import InvalidRequestError, Request, RequestOutput, SamplingParams, Structured
 from myllm_engine.errors import ConstraintError
 from myllm_engine.structured import GrammarCompiler
+from myllm_engine.structured.grammar import to_grammar
 
 PERSON = {
     "type": "object",
@@ -176,7 +177,7 @@ def test_a_grammar_at_its_limit_ends_its_own_request_only(engine, caplog):
     assert outputs[free.request_id][-1].outputs[0].finish_reason in ("stop", "length")
     assert engine.stats().kv_pages_free == engine.stats().kv_pages_total
     # The log names the reason, and neither the prompt, nor the answer, nor the grammar.
-    (record,) = [item for item in caplog.records if item.name == "myllm_engine.structured"]
+    (record,) = [item for item in caplog.records if item.name == "myllm_engine.structured.matcher"]
     assert len(record.getMessage()) < 120
     assert "\n" not in record.getMessage()
 
@@ -201,11 +202,12 @@ def test_a_token_that_the_grammar_refuses_is_never_emitted(engine):
 
 async def test_neither_the_event_loop_nor_the_engine_compiles(async_engine, monkeypatch):
     threads = []
-    grammars = async_engine._engine._grammars
-    compile_now = grammars._compile
-    monkeypatch.setattr(
-        grammars, "_compile", lambda item: (threads.append(threading.current_thread()), compile_now(item))[1]
-    )
+
+    def spy(*arguments):
+        threads.append(threading.current_thread())
+        return to_grammar(*arguments)
+
+    monkeypatch.setattr("myllm_engine.structured.compiler.to_grammar", spy)
     request = Request(
         prompt_token_ids=[1, 2], params=SamplingParams(structured=Structured.choice(["yes"]), n=3)
     )
@@ -215,8 +217,7 @@ async def test_neither_the_event_loop_nor_the_engine_compiles(async_engine, monk
             texts[part.index] += part.text
     assert texts == ["yes"] * 3
     (thread,) = threads  # once, for all three
-    assert thread is not threading.current_thread()
-    assert thread.name != "myllm-engine"
+    assert thread.name == "compile-grammars"
 
 
 def test_a_long_chain_of_rules_does_not_overflow_the_stack(engine):
@@ -225,3 +226,110 @@ def test_a_long_chain_of_rules_does_not_overflow_the_stack(engine):
     chain = Structured.grammar(f'start: r0\n{rules}r3000: "b"\n')
     prepared = engine.prepare(Request(prompt_token_ids=[1], params=SamplingParams(structured=chain)))
     assert prepared.matcher is not None
+
+
+ORDER = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"},
+        "state": {"enum": ["open", "paid", 3, None]},
+        "price": {"type": "number", "minimum": 0, "maximum": 99.5},
+        "items": {"type": "array", "items": {"$ref": "#/$defs/item"}, "minItems": 1, "maxItems": 2},
+        "when": {"type": "string", "format": "date"},
+        "note": {"anyOf": [{"type": "null"}, {"type": "string", "minLength": 2, "maxLength": 9}]},
+    },
+    "required": ["id", "state", "price", "items", "when", "note"],
+    "additionalProperties": False,
+    "$defs": {
+        "item": {
+            "type": "object",
+            "properties": {
+                "n": {"type": "integer", "multipleOf": 5, "minimum": 1, "maximum": 40},
+                "ok": {"const": True},
+            },
+            "required": ["n", "ok"],
+            "additionalProperties": False,
+        }
+    },
+}
+DIGIT = {
+    "type": "object",
+    "properties": {"n": {"enum": [1, 2]}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+CALL = {
+    "format": {
+        "type": "triggered_tags",
+        "triggers": [" "],
+        "tags": [
+            {"begin": " <call>", "content": {"type": "json_schema", "json_schema": DIGIT}, "end": "</call>"}
+        ],
+        "stop_after_first": True,
+    }
+}
+LARK = 'start: sum "."\nsum: NUM | sum ("+" | "-") NUM\nNUM: /[1-9][0-9]{0,2}/\n'
+EBNF = 'root ::= sum "."\nsum ::= num | sum ("+" | "-") num\nnum ::= [1-9] [0-9]{0,2}'
+
+
+def is_json_of(schema):
+    validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+    return lambda text: validator.is_valid(json.loads(text))
+
+
+def is_sum(text):
+    """Judge what `LARK` and `EBNF` say, by another implementation of their language."""
+    return re.fullmatch(r"[1-9][0-9]{0,2}([+-][1-9][0-9]{0,2})*\.", text) is not None
+
+
+def has_call(text):
+    return re.fullmatch(r'[^ ]*( <call>\{"n":[12]\}</call>)?', text) is not None
+
+
+KINDS = {
+    "order": (Structured.json_schema(ORDER), is_json_of(ORDER)),
+    "blanks": (Structured.json_schema(DIGIT, whitespace_pattern="[ \n]?"), is_json_of(DIGIT)),
+    "regex": (
+        Structured.regex(r"(\w{1,9}@[a-z]{1,9}\.(com|org))|\p{Lu}{2,4}"),
+        re.compile(r"(\w{1,9}@[a-z]{1,9}\.(com|org))|[^\W\d_a-z]{2,4}").fullmatch,
+    ),
+    "choice": (Structured.choice(["yes", "yes please", "no"]), ["yes", "yes please", "no"].__contains__),
+    "lark": (Structured.grammar(LARK), is_sum),
+    "ebnf": (Structured.grammar(EBNF), is_sum),
+    "tag": (Structured.structural_tag(CALL), has_call),
+}
+
+
+def test_what_is_complete_is_valid_in_a_mixed_batch_whose_free_texts_do_not_change(engine):
+    prompt = engine.tokenizer.encode_chat([{"role": "user", "content": "Say something, as JSON perhaps."}])
+    samplings = [
+        {"temperature": 0.0},
+        {"temperature": 1.0, "seed": 1},
+        {"temperature": 1.6, "top_p": 0.9, "seed": 7},
+    ]
+
+    def requests(kinds):
+        for kind in kinds:
+            structured = None if kind is None else KINDS[kind][0]
+            for number, sampling in enumerate(samplings):
+                params = SamplingParams(structured=structured, max_tokens=70 if kind else 12, **sampling)
+                yield Request(prompt_token_ids=prompt, params=params, request_id=f"{kind} {number}")
+
+    def run(kinds):
+        results = {}
+        for request in requests(kinds):
+            engine.add_request(request)
+        while engine.has_unfinished():
+            for output in engine.step():
+                assert output.error is None
+                results.setdefault(output.request_id, RequestOutput("", [], [])).extend(output)
+        return {name: result.outputs[0] for name, result in results.items()}
+
+    alone = run([None])
+    mixed = run([None, *KINDS])
+    assert {name: mixed[name].text for name in alone} == {name: output.text for name, output in alone.items()}
+    complete = {name: output for name, output in mixed.items() if output.finish_reason == "stop"}
+    for kind, (_, valid) in KINDS.items():
+        ended = [output.text for name, output in complete.items() if name.rsplit(" ", 1)[0] == kind]
+        assert ended, kind
+        assert [text for text in ended if not valid(text)] == []

@@ -96,17 +96,15 @@ class Generation:
 
         Raises:
             InvalidRequestError: before anything is submitted.
-            ProblemError: too many requests with constraints wait, or these ones never fit into the queue.
+            ProblemError: these requests never fit into the queue.
             QueueFullError, EngineDeadError: from the engine.
             ClientDisconnectedError: the client left first; nothing runs any more.
         """
         engine = context.engine
         _check_room(engine, sum(request.params.num_sequences for request in requests))
         for request in requests:
-            if request.params.structured is None:
-                engine.validate(request)
-            else:  # compiles the constraint, which takes from 1 ms to seconds
-                await until_disconnect(http, context.compilers.run(engine.validate, request))
+            # Compiles the constraint, which takes from 1 ms to seconds.
+            await until_disconnect(http, engine.prepare(request))
         generation = cls(engine, requests)
         try:
             first = await until_disconnect(http, anext(generation._outputs))

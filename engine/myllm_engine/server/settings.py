@@ -65,7 +65,6 @@ class ServerContext:
         version: of the server.
         started: seconds since the epoch.
         readers: render conversations and tokenize long texts.
-        compilers: compile constraints: apart, for one can take seconds, and other requests must not wait.
     """
 
     engine: AsyncEngine
@@ -73,12 +72,10 @@ class ServerContext:
     version: str
     started: int
     readers: Workers = field(default_factory=lambda: Workers("read prompts", threads=4, waiting=1000))
-    compilers: Workers = field(default_factory=lambda: Workers("compile constraints", threads=2, waiting=30))
 
     def close(self) -> None:
         """End the threads when they have done what they do; does not wait for them."""
         self.readers.close()
-        self.compilers.close()
 
 
 async def get_context(request: Request) -> ServerContext:

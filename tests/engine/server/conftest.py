@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,12 +113,12 @@ class ScriptedEngine:
     device: str = "cpu"
     dtype: str = "float32"
     requests: list[Request] = field(default_factory=list)
-    compiler: threading.Event | None = None
+    compiler: Callable[[Request], Awaitable[None]] | None = None
 
-    def validate(self, request: Request) -> None:
+    async def prepare(self, request: Request) -> None:
         self.requests.append(request)
         if self.compiler is not None and request.params.structured is not None:
-            self.compiler.wait()
+            await self.compiler(request)
 
     async def submit(self, request: Request) -> AsyncIterator[RequestOutput]:
         for item in self.script:

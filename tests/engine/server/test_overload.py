@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import select
 import socket
 import threading
 import time
@@ -11,6 +11,7 @@ import time
 import httpx
 import pytest
 
+from myllm_engine.errors import QueueFullError
 from myllm_engine.server.settings import ServerSettings
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
@@ -31,52 +32,41 @@ def send(url: str, body: dict) -> socket.socket:
     return client
 
 
-def compiling(live) -> int:
-    return sum(request.params.structured is not None for request in live.engine.requests)
-
-
 def test_slow_constraints_hold_up_nobody_else(scripted, said):
-    compiler = threading.Event()
-    with scripted([said(("ok", b"ok", "stop"))], compiler=compiler) as live:
+    begun, dropped = threading.Semaphore(0), threading.Semaphore(0)
+
+    async def for_ever(request):
+        begun.release()
         try:
-            for _ in range(6):
-                send(live.url, SLOW).close()
-            while compiling(live) < 2:
-                time.sleep(0.01)
-            started = time.monotonic()
-            for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": "x" * 30_000})):
-                assert httpx.post(live.url + path, json=body).status_code == 200
-            assert time.monotonic() - started < 2
+            await asyncio.Event().wait()
         finally:
-            compiler.set()
-        assert httpx.post(f"{live.url}/v1/completions", json=SLOW).status_code == 200
-        # Those that left while they waited for a thread were never begun.
-        assert compiling(live) == 3
+            dropped.release()
 
-
-def test_too_many_slow_constraints_are_told_to_come_back(scripted, said):
-    compiler = threading.Event()
-    with scripted([said(("ok", b"ok", "stop"))], compiler=compiler) as live:
+    with scripted([said(("ok", b"ok", "stop"))], compiler=for_ever) as live:
         connections = [send(live.url, SLOW) for _ in range(40)]
-        try:
-            # 2 are compiled and 30 wait.
-            refused = []
-            while len(refused) < 8:
-                refused, _, _ = select.select(connections, [], [], 10)
-                assert refused
-            for connection in refused:
-                reply = connection.recv(4096)
-                assert reply.startswith(b"HTTP/1.1 503")
-                assert b"retry-after: 1" in reply
-            parameters = {"grammar": {"type": "regex", "value": "a"}}
-            response = httpx.post(f"{live.url}/generate", json={"inputs": "x", "parameters": parameters})
-            assert response.status_code == 429
-        finally:
-            compiler.set()
-        for connection in set(connections) - set(refused):
-            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        assert all(begun.acquire(timeout=10) for _ in connections)
+        started = time.monotonic()
+        for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": "x" * 30_000})):
+            assert httpx.post(live.url + path, json=body).status_code == 200
+        assert time.monotonic() - started < 2
         for connection in connections:
             connection.close()
+        # Nobody waits any more for what these asked for.
+        assert all(dropped.acquire(timeout=10) for _ in connections)
+
+
+def test_too_many_slow_constraints_are_told_to_come_back(scripted):
+    async def full(request):
+        raise QueueFullError("30 constraints wait to be compiled already: try again later")
+
+    with scripted(compiler=full) as live:
+        reply = httpx.post(f"{live.url}/v1/completions", json=SLOW)
+        assert reply.status_code == 503
+        assert reply.headers["retry-after"] == "1"
+        assert "30 constraints wait" in reply.json()["error"]["message"]
+        parameters = {"grammar": {"type": "regex", "value": "a"}}
+        response = httpx.post(f"{live.url}/generate", json={"inputs": "x", "parameters": parameters})
+        assert response.status_code == 429
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from ...request import Structured
-from ..constraints import bounded
 from ..errors import invalid
 from ..fields import StrictModel, refusal
 
@@ -27,11 +27,16 @@ class ResponseFormat(StrictModel):
 
     type: str
     json_schema: JSONSchemaFormat | None = None
+    # Of vLLM's "structural_tag", in its older form and its newer one.
+    structures: list[Any] | None = None
+    triggers: list[Any] | None = None
+    format: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> ResponseFormat:
-        if self.type not in ("text", "json_object", "json_schema"):
-            raise refusal(f"{self.type[:50]!r} is not one of text, json_object, json_schema", "type")
+        types = ("text", "json_object", "json_schema", "structural_tag")
+        if self.type not in types:
+            raise refusal(f"{self.type[:50]!r} is not one of {', '.join(types)}", "type")
         if self.type == "json_schema" and (self.json_schema is None or self.json_schema.schema_ is None):
             raise refusal("`json_schema` with a `schema` is required by this type", "json_schema")
         return self
@@ -40,12 +45,7 @@ class ResponseFormat(StrictModel):
 class StructuredOutputs(StrictModel):
     """Hold vLLM's `structured_outputs`: one constraint."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "disable_additional_properties": (False,),
-        "structural_tag": (),
-        "whitespace_pattern": (),
-    }
-    # JSON is compact here in any case.
+    # JSON is compact here, unless `whitespace_pattern` says otherwise.
     no_effect: ClassVar[frozenset[str]] = frozenset({"disable_any_whitespace", "disable_fallback"})
 
     json_: dict[str, Any] | str | None = Field(None, alias="json")
@@ -53,6 +53,9 @@ class StructuredOutputs(StrictModel):
     regex: str | None = None
     choice: Annotated[list[str], Field(fail_fast=True)] | None = None
     grammar: str | None = None
+    structural_tag: dict[str, Any] | str | None = None
+    whitespace_pattern: str | None = None
+    disable_additional_properties: bool = False
 
 
 def constraint(
@@ -69,11 +72,14 @@ def constraint(
 
     Raises:
         InvalidRequestError: the constraint's value is of a wrong type.
-        ProblemError: more than one constraint, or one that is too large.
+        ProblemError: more than one constraint.
     """
     found: list[Structured] = []
     if response_format is not None and response_format.type != "text":
-        if response_format.json_schema is None or response_format.type == "json_object":
+        if response_format.type == "structural_tag":
+            tag = response_format.model_dump(include={"structures", "triggers", "format"}, exclude_none=True)
+            found.append(Structured.structural_tag(tag, param="response_format"))
+        elif response_format.json_schema is None or response_format.type == "json_object":
             found.append(Structured.json_object(param="response_format"))
         else:
             found.append(
@@ -81,21 +87,26 @@ def constraint(
             )
     if structured is not None:
         values = {name.rstrip("_"): getattr(structured, name) for name in StructuredOutputs.model_fields}
-        found += _each(values, "structured_outputs")
+        options = {
+            "whitespace_pattern": values.pop("whitespace_pattern"),
+            "disable_additional_properties": values.pop("disable_additional_properties"),
+        }
+        found += _each(values, "structured_outputs", **options)
     for name, value in guided.items():
         found += _each({name.removeprefix("guided_"): value}, name)
     if len(found) > 1:
         names = ", ".join(f"`{item.param}` ({item.kind})" for item in found)
         raise invalid(f"A request can have one constraint only; this one has {names}")
-    return bounded(found[0]) if found else None
+    return found[0] if found else None
 
 
-def _each(values: dict[str, Any], param: str) -> list[Structured]:
+def _each(values: dict[str, Any], param: str, **json_options: Any) -> list[Structured]:
     makers = {
-        "json": Structured.json_schema,
+        "json": functools.partial(Structured.json_schema, **json_options),
         "regex": Structured.regex,
         "choice": Structured.choice,
         "grammar": Structured.grammar,
+        "structural_tag": Structured.structural_tag,
     }
     found = [
         makers[name](value, param=param)

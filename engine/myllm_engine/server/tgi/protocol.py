@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, StrictInt
 
 from ...request import SamplingParams, Structured
-from ..constraints import bounded
 from ..errors import invalid
 from ..fields import StrictModel
 from ..settings import ServerSettings
@@ -32,11 +31,11 @@ class Grammar(StrictModel):
             ProblemError: it is too large.
         """
         if self.type == "regex":
-            return bounded(Structured.regex(self.value, param="grammar"))
+            return Structured.regex(self.value, param="grammar")
         schema = self.value
         if self.type == "json_schema" and isinstance(schema, dict):
             schema = schema.get("schema", schema)
-        return bounded(Structured.json_schema(schema, param="grammar"))
+        return Structured.json_schema(schema, param="grammar")
 
 
 class Parameters(StrictModel):
