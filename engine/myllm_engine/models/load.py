@@ -16,6 +16,7 @@ from ..attention import ATTENTION_NAME, register_attention
 from ..config import EngineConfig
 from ..cpu.model import NativeModel, make_native
 from ..errors import ModelLoadError
+from .lora import LoraModel
 from .pack import pack_linears
 from .source import ModelSource
 
@@ -39,6 +40,7 @@ class LoadedModel:
         vocab_size: width of the logits.
         eos_token_ids: from the model's config and generation config.
         native: the model in the CPU library, which then computes instead of `model`; None: there is none.
+        lora: puts adapters into the model, whose linear layers are `LoraLinear` if it is `enabled`.
     """
 
     model: PreTrainedModel
@@ -46,6 +48,7 @@ class LoadedModel:
     max_model_len: int
     vocab_size: int
     eos_token_ids: frozenset[int]
+    lora: LoraModel
     native: NativeModel | None = None
 
 
@@ -107,6 +110,8 @@ def load_model(
     vocab_size = model.get_output_embeddings().weight.shape[0]
     max_model_len = _max_model_len(config, text_config)
     native = make_native(model, config, source, max_len=max_model_len) if device.type == "cpu" else None
+    # Before linear layers are replaced by others, which may compute several at once.
+    lora = LoraModel(model, config.max_loras or len(config.lora_adapters))
     if native is not None:
         model.to("meta")  # keeps the config and the shapes, and no weights
     elif config.tensor_parallel_size == 1:  # a layer's part holds hooks, which packing would lose
@@ -117,6 +122,7 @@ def load_model(
         max_model_len=max_model_len,
         vocab_size=vocab_size,
         eos_token_ids=_eos_ids(model.generation_config) | _eos_ids(text_config),
+        lora=lora,
         native=native,
     )
 
