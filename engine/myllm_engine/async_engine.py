@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -125,6 +125,36 @@ class AsyncEngine:
         Unknown ids do nothing.
         """
         self._loop.abort(request_id, deliver=True)
+
+    @property
+    def loras(self) -> Mapping[str, str]:
+        """Return the LoRA adapters that requests may name: where each was read from, by name."""
+        return self._engine.loras
+
+    async def add_lora(self, name: str, path: str) -> None:
+        """Load a LoRA adapter while requests run; see `Engine.add_lora`.
+
+        Raises:
+            EngineDeadError: the engine is closed or died.
+        """
+        await asyncio.to_thread(self.add_lora_blocking, name, path)
+
+    def add_lora_blocking(self, name: str, path: str) -> None:
+        """Do the same for a thread without an event loop."""
+        weights = self._engine.read_lora(name, path)  # requests go on meanwhile
+        self._loop.call(partial(self._engine.install_lora, name, weights))
+
+    async def remove_lora(self, name: str) -> None:
+        """Let no more requests name a LoRA adapter; see `Engine.remove_lora`.
+
+        Raises:
+            EngineDeadError: the engine is closed or died.
+        """
+        await asyncio.to_thread(self.remove_lora_blocking, name)
+
+    def remove_lora_blocking(self, name: str) -> None:
+        """Do the same for a thread without an event loop."""
+        self._loop.call(partial(self._engine.remove_lora, name))
 
     def stats(self) -> EngineStats:
         """Return the counters of this moment."""

@@ -45,6 +45,7 @@ class Batch:
         prompt_rows: prompts that get log-probabilities.
         hidden_index: `[H]` int64, places in `T` whose hidden states are pooled.
         pooled: the sequences these belong to, with how many places each has, and whether the prompt ends.
+        adapters: `[T]`, the number of each token's LoRA adapter, or 0; None when none has one.
         scheduled: the `S` parts of the step, in batch order.
     """
 
@@ -62,6 +63,7 @@ class Batch:
     prompt_rows: list[PromptRows]
     hidden_index: torch.Tensor
     pooled: list[tuple[Sequence, int, bool]]
+    adapters: list[int] | None
     scheduled: list[Scheduled]
 
 
@@ -74,6 +76,7 @@ def build_batch(step: list[Scheduled], *, page_size: int, device: torch.device) 
     positions: list[int] = []
     slots: list[int] = []
     context_lens: list[int] = []
+    adapters: list[int] = []
     pending: list[tuple[int, int]] = []
     index = _Index()
     for item in ordered:
@@ -90,6 +93,7 @@ def build_batch(step: list[Scheduled], *, page_size: int, device: torch.device) 
         pages = sequence.pages
         slots += [pages[place // page_size] * page_size + place % page_size for place in range(start, end)]
         context_lens.append(end)
+        adapters += [sequence.adapter] * item.num_tokens
     tables = torch.tensor([input_ids, positions, slots], dtype=torch.int64).to(device, non_blocking=True)
     return Batch(
         input_ids=tables[0],
@@ -109,6 +113,7 @@ def build_batch(step: list[Scheduled], *, page_size: int, device: torch.device) 
         prompt_rows=index.prompt_rows,
         hidden_index=torch.tensor(index.hidden, dtype=torch.int64, device=device),
         pooled=index.pooled,
+        adapters=adapters if any(adapters) else None,
         scheduled=ordered,
     )
 

@@ -125,8 +125,18 @@ class EngineConfig:
             raise ValueError(
                 f"`quantization` must be one of {', '.join(QUANTIZATIONS)}; got {self.quantization!r}"
             )
-        if self.max_loras < 0:
-            raise ValueError(f"`max_loras` must be 0 or more; got {self.max_loras!r}")
+        if isinstance(self.max_loras, bool) or not isinstance(self.max_loras, int) or self.max_loras < 0:
+            raise ValueError(f"`max_loras` must be an integer of 0 or more; got {self.max_loras!r}")
+        for name, path in self.lora_adapters.items():
+            if not (isinstance(name, str) and name and isinstance(path, str) and path):
+                raise ValueError(
+                    f"`lora_adapters` must map names to folders or hub ids; got {name!r}: {path!r}"
+                )
+        if 0 < self.max_loras < len(self.lora_adapters):
+            raise ValueError(
+                f"`max_loras` ({self.max_loras}) must not be below the number of `lora_adapters` "
+                f"({len(self.lora_adapters)})"
+            )
         if self.tensor_parallel_size != 1 and (self.lora_adapters or self.max_loras):
             raise ValueError("LoRA adapters cannot be used with `tensor_parallel_size` above 1")
         for name in ("max_num_seqs", "page_size", "tensor_parallel_size"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from .detokenizer import Detokenizer
 from .errors import ConstraintError, ContextLengthError, EngineError, InvalidRequestError
 from .groups import BestOfGroup, Group
 from .models.load import choose_device, choose_dtype, load_model
+from .models.peft import AdapterWeights
 from .models.source import resolve_model
 from .request import Request, RequestOutput, SamplingParams
 from .runner import ModelRunner
@@ -90,7 +92,8 @@ class Engine:
         config: what to load and how to run it.
 
     Raises:
-        ModelLoadError: from the constructor; the model, its tokenizer or the KV cache does not work out.
+        ModelLoadError: from the constructor; the model, its tokenizer, a LoRA adapter or the KV cache does
+            not work out.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -152,6 +155,9 @@ class Engine:
         self.tokenizer: Tokenizer = load_tokenizer(config, source, eos_token_ids=loaded.eos_token_ids)
         self.model_name = loaded.name
         self.vocab_size = loaded.vocab_size
+        self._lora = loaded.lora
+        for name, path in config.lora_adapters.items():
+            self.add_lora(name, path)
         # First: the KV cache of the model itself takes what is left.
         self._speculator = make_speculator(config, self.tokenizer, device=device, dtype=dtype, budget=budget)
         if workers is None:
@@ -173,7 +179,8 @@ class Engine:
             matcher: of its constraint, from `grammars`; None: it is compiled here.
 
         Raises:
-            InvalidRequestError: a token id that the model does not have; an unenforceable constraint.
+            InvalidRequestError: a token id that the model does not have; an unenforceable constraint; a LoRA
+                adapter that is not loaded.
             ContextLengthError: prompt and completion are longer than the context.
             QueueFullError: too many constraints wait to be compiled.
         """
@@ -198,6 +205,7 @@ class Engine:
             )
         if params.use_beam_search:
             self._check_beams(prompt_tokens, params)
+        self._lora.number(request.lora)
         if matcher is None and params.structured is not None:
             matcher = self.grammars.matcher(params.structured)
         bad_words = BadWords.tokenize(params.bad_words, self.tokenizer) if params.bad_words else None
@@ -258,6 +266,7 @@ class Engine:
         limit = self.max_model_len
         if params.max_tokens is not None:
             limit = min(limit, len(request.prompt_token_ids) + params.max_tokens)
+        adapter = self._lora.number(request.lora)
         return [
             Sequence(
                 request=request,
@@ -272,19 +281,71 @@ class Engine:
                     include_stop=params.include_stop_str_in_output,
                 ),
                 matcher=None if prepared.matcher is None else prepared.matcher.copy(),
-                salt=self._salt(request),
+                adapter=adapter,
+                salt=self._salt(request, adapter),
                 bad_words=prepared.bad_words,
             )
             for index in range(count)
         ]
 
-    def _salt(self, request: Request) -> bytes:
+    def _salt(self, request: Request, adapter: int) -> bytes:
         """Return what the keys of a request's cached pages begin with: whoever shares it shares pages.
 
         Without prefix caching that is the request alone: its sequences begin alike.
         """
         owner = None if self.config.enable_prefix_caching else request.request_id
-        return repr((request.lora, request.cache_salt, owner)).encode()
+        return repr((adapter, request.cache_salt, owner)).encode()
+
+    @property
+    def loras(self) -> Mapping[str, str]:
+        """Return the LoRA adapters that requests may name: where each was read from, by name.
+
+        May be called from any thread.
+        """
+        return {name: adapter.path for name, adapter in self._lora.loaded.items()}
+
+    def add_lora(self, name: str, path: str) -> None:
+        """Load a LoRA adapter in PEFT's format, so that requests may name it.
+
+        Args:
+            name: for `Request.lora`.
+            path: a folder, or a hub id.
+
+        Raises:
+            InvalidRequestError: one of this name is loaded, or no more than `max_loras` may be.
+            ModelLoadError: it cannot be read, asks for what this engine does not compute, or is for another
+                model.
+        """
+        self.install_lora(name, self.read_lora(name, path))
+
+    def read_lora(self, name: str, path: str) -> AdapterWeights:
+        """Read an adapter for `install_lora`, which may take long; see `add_lora`.
+
+        May be called from any thread.
+        """
+        self._lora.check_name(name)
+        return self._lora.read(path)
+
+    def install_lora(self, name: str, weights: AdapterWeights) -> None:
+        """Let requests name an adapter that `read_lora` has read."""
+        self._lora.add(name, weights)
+
+    def remove_lora(self, name: str) -> None:
+        """Let no more requests name a LoRA adapter.
+
+        Those in flight keep it to their end; its memory, and its place among `max_loras`, is free then.
+
+        Raises:
+            InvalidRequestError: no adapter of this name is loaded.
+        """
+        self._lora.remove(name)
+        self._free_loras()
+
+    def _free_loras(self) -> None:
+        """Let go of removed adapters that no request uses any more."""
+        if self._lora.has_removed:
+            sequences = (item for group in self._groups.values() for item in group.sequences)
+            self._lora.free({sequence.adapter for sequence in sequences})
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request and give its pages back.
@@ -297,6 +358,7 @@ class Engine:
         for sequence in group.sequences:
             if sequence.finish_reason is None:
                 self._scheduler.remove(sequence)
+        self._free_loras()
         outputs = group.abort()
         return RequestOutput(request_id, group.request.prompt_token_ids, outputs, finished=True)
 
@@ -491,6 +553,7 @@ class Engine:
         output.outputs.sort(key=lambda item: item.index)
         output.finished = True
         del self._groups[output.request_id]
+        self._free_loras()
 
 
 def _with_logprobs(request: Request) -> Request:

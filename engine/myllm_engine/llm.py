@@ -127,6 +127,19 @@ class LLM:
         ]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora=lora, priority=priority)
 
+    @property
+    def loras(self) -> Mapping[str, str]:
+        """Return the LoRA adapters that prompts may name: where each was read from, by name."""
+        return self.engine.loras
+
+    def add_lora(self, name: str, path: str) -> None:
+        """Load a LoRA adapter in PEFT's format; see `Engine.add_lora`."""
+        self.engine.add_lora_blocking(name, path)
+
+    def remove_lora(self, name: str) -> None:
+        """Let no more prompts name a LoRA adapter; see `Engine.remove_lora`."""
+        self.engine.remove_lora_blocking(name)
+
     def close(self) -> None:
         """Stop the engine after its current step; calls that still run fail with EngineDeadError."""
         self.engine.close()

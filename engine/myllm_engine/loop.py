@@ -7,6 +7,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Protocol, TypeAlias
 
@@ -112,6 +113,7 @@ class EngineLoop:
         self._wake = threading.Condition()
         self._inbox: deque[Callable[[], None]] = deque()
         self._streams: dict[str, Stream] = {}  # guarded by _wake
+        self._calls: list[Future[None]] = []  # guarded by _wake
         self._closing = False
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="myllm-engine", daemon=True)
@@ -157,6 +159,22 @@ class EngineLoop:
             self._inbox.append(lambda: self._abort(request_id))
             self._wake.notify()
 
+    def call(self, command: Callable[[], None]) -> None:
+        """Run a command between two steps, in the engine's thread, and wait for its end.
+
+        Raises:
+            EngineError: what the command raises.
+            EngineDeadError: the thread has ended, or does so before.
+        """
+        done: Future[None] = Future()
+        with self._wake:
+            if self._closing or self.error is not None:
+                raise self._dead()
+            self._calls.append(done)
+            self._inbox.append(partial(self._call, command, done))
+            self._wake.notify()
+        done.result()
+
     def close(self) -> None:
         """End the thread after its current step; open streams fail with EngineDeadError."""
         with self._wake:
@@ -178,7 +196,10 @@ class EngineLoop:
             streams = list(self._streams.values())
             self._streams.clear()
             self._inbox.clear()
+            calls, self._calls = self._calls, []
         self._send([(stream, dead) for stream in streams])
+        for done in calls:
+            done.set_exception(dead)
 
     def _receive(self) -> bool:
         """Run what came in, waiting for something when the engine is idle.
@@ -194,6 +215,19 @@ class EngineLoop:
         for command in inbox:
             command()
         return True
+
+    def _call(self, command: Callable[[], None], done: Future[None]) -> None:
+        error = None
+        try:
+            command()
+        except EngineError as raised:  # the caller's fault, and no reason to end requests
+            error = raised
+        with self._wake:
+            self._calls.remove(done)
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
 
     def _add(self, request: PreparedRequest) -> None:
         try:

@@ -20,6 +20,7 @@ from .errors import ModelLoadError
 from .kv_cache import KVCache, LayerShape, PagePool, page_bytes
 from .memory import num_pages
 from .models.load import LoadedModel
+from .models.lora import LoraPlan
 from .models.verify import pages_needed, verify
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class ModelRunner:
         agree: Callable[[int], int] = lambda count: count,
     ) -> None:
         self._model = loaded.model
+        self._lora = loaded.lora
         self._native = loaded.native
         self.torch_device: torch.device = torch.device("cpu") if self._native else self._model.device
         self.dtype: torch.dtype = self._model.dtype
@@ -117,10 +119,14 @@ class ModelRunner:
             hidden = self._native.hidden_states(batch, batch.hidden_index) if batch.pooled else None
             return self._native.forward(batch), hidden
         self._backend.plan(batch)
+        lora = None
+        if batch.adapters is not None:
+            lora = self._lora.plan(batch.adapters, batch.logits_index if self._picks_logits else None)
+        inputs = batch.input_ids, batch.positions, batch.logits_index
         if not batch.pooled:
-            return self._run(self._backend, batch.input_ids, batch.positions, batch.logits_index), None
+            return self._run(self._backend, *inputs, lora), None
         with _last_hidden_state(self._model) as seen:
-            logits = self._run(self._backend, batch.input_ids, batch.positions, batch.logits_index)
+            logits = self._run(self._backend, *inputs, lora)
         return logits, seen[0][batch.hidden_index]
 
     def copy_page(self, source: int, target: int) -> None:
@@ -136,10 +142,11 @@ class ModelRunner:
         input_ids: torch.Tensor,
         positions: torch.Tensor,
         logits_index: torch.Tensor,
+        lora: LoraPlan | None = None,
     ) -> torch.Tensor:
         # The prompt's other tokens stay out of `lm_head`, which is a third of a small model.
         options = {"logits_to_keep": logits_index} if self._picks_logits else {}
-        with forward_context(backend):
+        with forward_context(backend, lora):
             output = self._model(
                 input_ids=input_ids.unsqueeze(0),
                 position_ids=positions.unsqueeze(0),

@@ -63,6 +63,7 @@ class Sequence:
         finish_reason: None while it runs.
         stop_reason: stop string or stop token id that ended it.
         arrival: orders it among those of the same priority.
+        adapter: number of its LoRA adapter; 0: none.
         salt: what its keys in the prefix cache begin with.
         page_keys: of its whole pages; see `kv_cache.page_keys`.
         num_known_pages: leading pages that can be found by their keys.
@@ -90,6 +91,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     arrival: int = 0
+    adapter: int = 0
     salt: bytes = b""
     page_keys: list[bytes] = field(default_factory=list)
     num_known_pages: int = 0

@@ -150,7 +150,18 @@ def async_engine() -> Iterator[AsyncEngine]:
 
 
 # Families, and what their tiny models have besides the common sizes; `models/test_families.py` has all of them.
-TINY: dict[str, dict[str, Any]] = {"llama": {"num_key_value_heads": 2}}
+TINY: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2},
+    "qwen2": {"num_key_value_heads": 2},
+    "gpt2": {},
+    "qwen3_moe": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+    },
+}
 
 
 @pytest.fixture(scope="session")

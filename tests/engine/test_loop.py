@@ -203,6 +203,47 @@ async def test_close_fails_what_is_unfinished_and_may_be_repeated(engine):
         open_stream(loop, "b")
 
 
+async def test_calls_run_between_steps_in_the_engine_s_thread(loop, engine):
+    stream = open_stream(loop, "a", max_tokens=50)
+    seen = []
+
+    def refuse() -> None:
+        raise InvalidRequestError("not so")
+
+    await asyncio.to_thread(loop.call, lambda: seen.append(threading.current_thread().name))
+    with pytest.raises(InvalidRequestError, match="not so"):
+        await asyncio.to_thread(loop.call, refuse)
+    assert seen == ["myllm-engine"]
+    assert await read(stream) == list(range(50))
+    assert loop.error is None
+
+
+async def test_calls_that_are_left_behind_fail(loop, engine):
+    stream = open_stream(loop, "a", max_tokens=50)
+    await stream.get()
+    engine.pause.clear()
+    await asyncio.sleep(0.05)  # it is in its step now
+    seen: list[str] = []
+    waiting = asyncio.create_task(asyncio.to_thread(loop.call, lambda: seen.append("ran")))
+    await until(lambda: len(loop._calls) == 1)
+    engine.fail = True
+    engine.pause.set()
+    with pytest.raises(EngineDeadError, match="MemoryError: no more"):
+        await waiting
+    with pytest.raises(EngineDeadError):
+        loop.call(lambda: None)
+    assert not seen
+
+
+async def test_a_command_that_breaks_ends_the_engine(loop):
+    def broken() -> None:
+        raise ZeroDivisionError("broken on purpose")
+
+    with pytest.raises(EngineDeadError, match="ZeroDivisionError: broken on purpose"):
+        await asyncio.to_thread(loop.call, broken)
+    assert isinstance(loop.error, ZeroDivisionError)
+
+
 def test_a_reader_whose_event_loop_is_gone_is_aborted(loop, engine):
     async def leave() -> None:
         open_stream(loop, "gone", max_tokens=10**9)

@@ -17,6 +17,7 @@ from ..config import EngineConfig
 from ..cpu.model import NativeModel, make_native
 from ..errors import ModelLoadError
 from .adapters import ADAPTED_FAMILIES, adapt
+from .lora import LoraModel
 from .pack import pack_linears
 from .pretrained import read_model
 from .source import ModelSource
@@ -45,6 +46,7 @@ class LoadedModel:
         native: the model in the CPU library, which then computes instead of `model`; None: there is none.
         expected: what the model computes by itself, to verify paged attention against; None with a
             native model.
+        lora: puts adapters into the model, whose linear layers are `LoraLinear` if it is `enabled`.
     """
 
     model: PreTrainedModel
@@ -52,6 +54,7 @@ class LoadedModel:
     max_model_len: int
     vocab_size: int
     eos_token_ids: frozenset[int]
+    lora: LoraModel
     native: NativeModel | None = None
     expected: Expected | None = None
 
@@ -123,6 +126,8 @@ def load_model(
             f"{config.model!r} is of the family `{text_config.model_type}`, whose attention in transformers "
             "cannot be replaced: it cannot run over a paged KV cache; choose a model of another family"
         )
+    # Before linear layers are replaced by others, which may compute several at once.
+    lora = LoraModel(model, config.max_loras or len(config.lora_adapters))
     if native is not None:
         model.to("meta")  # keeps the config and the shapes, and no weights
     elif config.tensor_parallel_size == 1:  # a layer's part holds hooks, which packing would lose
@@ -133,6 +138,7 @@ def load_model(
         max_model_len=max_model_len,
         vocab_size=vocab_size,
         eos_token_ids=_eos_ids(model.generation_config) | _eos_ids(text_config),
+        lora=lora,
         native=native,
         expected=expected,
     )
