@@ -24,6 +24,8 @@ class AttentionCall:
         softcap: scores become `softcap * tanh(scores / softcap)` (Gemma 2); None: off.
         sinks: `[num_heads]` one extra score per head that takes weight and gives no value (gpt-oss); None:
             off.
+        alibi: `[num_heads]` slopes of a bias by distance: scores become
+            `score + slope * (key position - query position)` (ALiBi: Bloom, MPT); None: off.
     """
 
     layer_idx: int
@@ -34,10 +36,18 @@ class AttentionCall:
     window: int | None = None
     softcap: float | None = None
     sinks: torch.Tensor | None = None
+    alibi: torch.Tensor | None = None
 
 
 class AttentionBackend(Protocol):
-    """Store a step's keys and values and attend to them; `plan` once per step, `run` once per layer."""
+    """Store a step's keys and values and attend to them; `plan` once per step, `run` once per layer.
+
+    Attributes:
+        capturable: what `run` does on the device depends on the batch through fixed places in memory that
+            `plan` fills, so that a CUDA graph of it can be replayed for every batch of as many decodes.
+    """
+
+    capturable: bool
 
     def plan(self, batch: Batch) -> None:
         """Prepare what all layers share."""
