@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .attention.backend import AttentionBackend
-from .batch import Batch
+from .batch import Batch, build_batch
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +72,7 @@ class StaticInputs:
         count = batch.num_decodes
         if size > count:
             self._tables[:, count:size].zero_()
-        for target, source in zip(
-            self._tables, (batch.input_ids, batch.positions, batch.slots), strict=True
-        ):
+        for target, source in zip(self._tables, (batch.input_ids, batch.positions, batch.slots), strict=True):
             target[:count].copy_(source, non_blocking=True)
         padding = size - count
         return dataclasses.replace(
@@ -96,7 +94,6 @@ class DecodeGraphs:
     Args:
         run: computes the logits `[R, vocab_size]` of a batch that the backend has planned.
         backend: of `run`; `capturable`.
-        template: any batch of one decode, for the fields that `run` does not read.
         max_num_seqs: the most sequences of a batch.
         vocab_size: width of the logits.
         dtype: of the logits.
@@ -112,7 +109,6 @@ class DecodeGraphs:
         self,
         run: Callable[[Batch], torch.Tensor],
         backend: AttentionBackend,
-        template: Batch,
         *,
         max_num_seqs: int,
         vocab_size: int,
@@ -127,8 +123,9 @@ class DecodeGraphs:
         self._logits = torch.empty(max_num_seqs, vocab_size, dtype=dtype, device=device)
         self._replays: dict[int, Replay] = {}
         capture = capture or CudaCapture(device)
+        nothing = build_batch([], page_size=1, device=device)
         for size in reversed(self._sizes):  # the largest first: the others then fit into its memory
-            batch = self._inputs.fill(template, size)
+            batch = self._inputs.fill(nothing, size)
             backend.plan(batch)
 
             def step(batch: Batch = batch, size: int = size) -> None:
@@ -142,19 +139,14 @@ class DecodeGraphs:
         )
 
     def forward(self, batch: Batch) -> torch.Tensor | None:
-        """Return the logits `[R, vocab_size]` that the batch asks for, or None when no graph fits it.
-
-        They are overwritten by the next call.
-        """
+        """Return the logits `[R, vocab_size]` that the batch asks for, or None when no graph fits it."""
         count = len(batch.query_lens)
         size = bucket_for(self._sizes, count)
         if batch.num_decodes != count or size is None:
             return None
         self._backend.plan(self._inputs.fill(batch, size))
         self._replays[size]()
-        rows = batch.logits_index
-        # One row for each token of a decode batch that is wanted, in order: all of them, or some.
-        return self._logits[:count] if len(rows) == count else self._logits[rows]
+        return self._logits[batch.logits_index]  # a copy, which the next replay leaves alone
 
 
 class CudaCapture:
@@ -176,6 +168,7 @@ class CudaCapture:
         torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
         torch.cuda.synchronize(self._stream.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # Other threads may go on using the device.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             step()
         return graph.replay

@@ -57,7 +57,8 @@ def make_backend(cache: KVCache, needs: AttentionNeeds) -> AttentionBackend:
             return BACKENDS[name](cache, needs)
         except _UnfitError as error:
             raise ModelLoadError(
-                f"`{ENVIRONMENT_VARIABLE}` is {name!r}, which cannot be used: {error}; unset it to have one chosen"
+                f"`{ENVIRONMENT_VARIABLE}` is {name!r}, which cannot be used: {error}; unset it to have "
+                "one chosen"
             ) from error
     for name in ("fa3", "triton") if cache.keys[0].is_cuda else ():
         try:

@@ -1,4 +1,4 @@
-"""Attend with FlashAttention 3 where its package is installed (`tokenspeed-fa3`, or built from its source)."""
+"""Attend with FlashAttention 3, where its package is installed (`tokenspeed-fa3`, or its own build)."""
 
 from __future__ import annotations
 

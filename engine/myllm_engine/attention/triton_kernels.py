@@ -107,9 +107,9 @@ def attend_kernel(
     highest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
     if SINKS:
-        if split == 0:
-            highest = tl.load(sinks + heads, mask=row_mask, other=0.0).to(tl.float32) * LOG2E
-            total = total + 1.0
+        sink = tl.load(sinks + heads, mask=row_mask, other=0.0).to(tl.float32) * LOG2E
+        highest = tl.where(split == 0, sink, highest)
+        total = tl.where(split == 0, 1.0, total)
     if ALIBI:
         slope = tl.load(slopes + heads, mask=row_mask, other=0.0).to(tl.float32)
     sums = tl.zeros([BLOCK_ROWS, BLOCK_VALUE_DIM], tl.float32)

@@ -16,7 +16,9 @@ from ..attention import ATTENTION_NAME, register_attention
 from ..config import EngineConfig
 from ..cpu.model import NativeModel, make_native
 from ..errors import ModelLoadError
+from .fuse import fuse_linears
 from .pack import pack_linears
+from .quantize_gpu import quantize_linears
 from .source import ModelSource
 
 logger = logging.getLogger(__name__)
@@ -111,6 +113,8 @@ def load_model(
         model.to("meta")  # keeps the config and the shapes, and no weights
     elif config.tensor_parallel_size == 1:  # a layer's part holds hooks, which packing would lose
         pack_linears(model)
+    if device.type == "cuda":
+        _prepare_for_gpu(model, config)
     return LoadedModel(
         model=model,
         name=_short_name(config.model, source),
@@ -119,6 +123,15 @@ def load_model(
         eos_token_ids=_eos_ids(model.generation_config) | _eos_ids(text_config),
         native=native,
     )
+
+
+def _prepare_for_gpu(model: PreTrainedModel, config: EngineConfig) -> None:
+    """Multiply by sibling layers together, and keep weights in few bits if asked to."""
+    # Adapters that are loaded later wrap single layers; tensor parallelism has split them already.
+    if not config.lora_adapters and not config.max_loras and config.tensor_parallel_size == 1:
+        fuse_linears(model)
+    if config.quantization in ("int8", "int4"):
+        quantize_linears(model, bits=int(config.quantization.removeprefix("int")))
 
 
 def _from_pretrained(
