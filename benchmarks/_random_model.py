@@ -79,9 +79,7 @@ def save_random_model(
         device: where they are drawn: on a GPU billions take seconds.
     """
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        family, **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, **shape}
-    )
+    config = AutoConfig.for_model(family, **shape, bos_token_id=1, eos_token_id=2, pad_token_id=2)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.save_pretrained(folder)

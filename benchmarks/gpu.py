@@ -133,7 +133,7 @@ def fixed_requests(name: str, size: int, prompt_tokens: int, new_tokens: int) ->
 
 
 def nano_vllm_requests(name: str, size: int, longest: int) -> Requests:
-    """Return nano-vllm's workload: lengths from 100 to `longest` tokens (from its half, where that is less)."""
+    """Return nano-vllm's workload: lengths from 100 (or half of `longest`) to `longest` tokens."""
     generator, vocab = random.Random(0), SHAPES[name][1]["vocab_size"]
     shortest = min(100, longest // 2)
     return [
@@ -205,7 +205,7 @@ def run(llm: LLM, requests: Requests, *, temperature: float) -> tuple[float, flo
 
 
 def bytes_per_step(name: str, options: dict[str, Any], batch: int, context: int) -> int:
-    """Return the bytes that a decode step must read: each weight once, and each sequence's keys and values."""
+    """Return the bytes that a decode step must read: the weights, and each sequence's keys and values."""
     shape = SHAPES[name][1]
     hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
     dim, kv_heads = shape.get("head_dim", hidden // heads), shape["num_key_value_heads"]

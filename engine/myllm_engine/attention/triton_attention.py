@@ -68,9 +68,9 @@ class TritonAttention:
             on_gpu = device.type == "cuda"
             num_processors = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else 1
         self._wanted_programs = num_processors * _PROGRAMS_PER_PROCESSOR
-        columns = 2 + -(-max_model_len // cache.page_size)
         # By sequence: tokens of its context, where its query tokens begin, its pages. One more row ends the
-        # last query.
+        # last query, and one more page is for a step that began before its sequence was known to be full.
+        columns = 2 + max_model_len // cache.page_size + 1
         self._tables = torch.zeros(max_num_seqs + 1, columns, dtype=torch.int32, device=device)
         self._slots: torch.Tensor
         self._parts: list[_Part] = []

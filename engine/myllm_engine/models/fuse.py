@@ -24,19 +24,12 @@ class _Together(nn.Module):
 
     def __init__(self, layers: list[nn.Linear]) -> None:
         super().__init__()
-        first = layers[0]
         self.sizes = [layer.out_features for layer in layers]
-        linear = nn.Linear(
-            first.in_features,
-            sum(self.sizes),
-            bias=first.bias is not None,
-            device="meta",
-            dtype=first.weight.dtype,
-        )
-        linear.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
-        if first.bias is not None:
-            linear.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), requires_grad=False)
-        self.linear = linear
+        has_bias = layers[0].bias is not None
+        self.linear = nn.Linear(layers[0].in_features, sum(self.sizes), bias=has_bias, device="meta")
+        for name in ("weight", "bias") if has_bias else ("weight",):
+            joined = torch.cat([getattr(layer, name).detach() for layer in layers])
+            setattr(self.linear, name, nn.Parameter(joined, requires_grad=False))
         self._input: torch.Tensor | None = None
         self._outputs: list[torch.Tensor | None] = []
 

@@ -22,6 +22,12 @@ _GROUPS = {8: (128, 64, 32), 4: (64, 32)}
 _MAX_KERNEL_ROWS = 128
 
 
+def group_size(in_features: int, bits: int) -> int | None:
+    """Return how many weights of a row share a scale; None: the row cannot be cut into groups."""
+    width = in_features if bits == 8 else in_features / 2  # a byte holds a weight of each half
+    return next((size for size in _GROUPS[bits] if width % size == 0), None)
+
+
 def quantize_groups(
     weight: torch.Tensor, bits: int, group: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -126,17 +132,14 @@ def quantize_linears(model: nn.Module, bits: int) -> int:
         for child, layer in list(parent.named_children()):
             if type(layer) is not nn.Linear or layer is head:  # subclasses do more than the product
                 continue
-            width = layer.in_features if bits == 8 else layer.in_features / 2
-            group = next((size for size in _GROUPS[bits] if width % size == 0), None)
+            group = group_size(layer.in_features, bits)
             if group is None:
                 left.append(f"{name}.{child}")
                 continue
             setattr(parent, child, QuantizedLinear(layer, bits, group))
             count += 1
     if left:
-        logger.warning(
-            "%d layers are too odd in width for int%d and stay as they are: %s", len(left), bits, left[:3]
-        )
+        logger.warning("Layers too odd in width for int%d stay as they are: %s", bits, ", ".join(left))
     if count == 0:
         raise ModelLoadError(f"`quantization` 'int{bits}' applies to no layer of this model")
     return count
