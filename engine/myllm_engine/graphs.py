@@ -98,7 +98,7 @@ class DecodeGraphs:
         vocab_size: width of the logits.
         dtype: of the logits.
         device: where the model lies.
-        capture: turns a function without arguments, run once already, into one that repeats its kernels.
+        capture: turns a function without arguments into one that repeats its kernels.
 
     Raises:
         RuntimeError: from the constructor; the model does something that cannot be captured, such as asking
@@ -161,10 +161,18 @@ class CudaCapture:
         self._stream = torch.cuda.Stream(device)
 
     def __call__(self, step: Replay) -> Replay:
-        """Run `step` once, which compiles kernels and lets libraries allocate, then capture it."""
+        """Run `step`, which compiles kernels and lets libraries allocate, then capture it."""
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        mode = torch.cuda.get_sync_debug_mode()
         with torch.cuda.stream(self._stream):
             step()
+            # What waits for the device cannot be captured. It is found now, as a failed capture may leave the
+            # device's libraries in disorder.
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                step()
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
         torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
         torch.cuda.synchronize(self._stream.device)
         graph = torch.cuda.CUDAGraph()

@@ -16,6 +16,8 @@ from .triton_kernels import attend_kernel, combine_kernel, store_kernel
 # Programs that keep one multiprocessor busy; keys are split until there are as many.
 _PROGRAMS_PER_PROCESSOR = 4
 _MAX_SPLITS = 32
+# Prompts and drafts are split in one way only, as each number of splits is a kernel of its own to compile.
+_PREFILL_SPLITS = 8
 # Rows of a program's query block: tensor cores take 16 at least, more pay only where there are many tokens.
 _MIN_ROWS, _PREFILL_ROWS = 16, 64
 
@@ -125,7 +127,7 @@ class TritonAttention:
         blocks = part.num_sequences
         if not part.decode:
             blocks += part.num_tokens // block_tokens
-        splits = self._splits(blocks * kv_heads)
+        splits = self._splits(blocks * kv_heads, part.decode)
         partial, partial_log = output, output
         if splits > 1:
             shape = (part.num_tokens, num_heads, splits)
@@ -150,6 +152,8 @@ class TritonAttention:
                 BLOCK_VALUE_DIM=triton.next_power_of_2(value_dim), SPLITS=splits, num_warps=2,
             )  # fmt: skip
 
-    def _splits(self, programs: int) -> int:
+    def _splits(self, programs: int, decode: bool) -> int:
         """Return in how many parts, a power of 2, to cut the keys for so many programs without."""
+        if not decode:
+            return _PREFILL_SPLITS if 2 * programs <= self._wanted_programs else 1
         return min(triton.next_power_of_2(max(self._wanted_programs // programs, 1)), _MAX_SPLITS)

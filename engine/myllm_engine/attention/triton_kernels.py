@@ -37,7 +37,8 @@ def store_kernel(
     tl.store(values + slot * values_slot + head * values_head + dims, new, mask=dims < VALUE_DIM)
 
 
-@triton.jit
+# Numbers that change from step to step: a kernel compiled anew for each kind of them would stall requests.
+@triton.jit(do_not_specialize=["first_sequence", "num_sequences", "first_token"])
 def attend_kernel(
     query, keys, values, tables, sinks, slopes, output, partial, partial_log,
     query_head, query_token, query_dim_stride, keys_slot, keys_head, values_slot, values_head,

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def low_bit_kernel(
     inputs, weight, scales, zeros, bias, output, num_rows, input_row,
     N: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, BIAS: tl.constexpr, BLOCK_M: tl.constexpr,
