@@ -60,7 +60,8 @@ def drain(engine, requests):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
-def test_padded_decodes_give_the_logits_of_unpadded_ones(tiny_model, family):
+def test_padded_decodes_give_the_logits_of_unpadded_ones(tiny_model, family, monkeypatch):
+    monkeypatch.setenv("MYLLM_ATTENTION_BACKEND", "torch")
     config = EngineConfig(
         model=str(tiny_model(family)),
         dtype="float32",

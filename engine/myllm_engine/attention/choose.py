@@ -38,6 +38,11 @@ class _UnfitError(Exception):
     """The backend cannot be used here; the message says why."""
 
 
+def attention_backend_name() -> str:
+    """Return the backend that the environment names; "auto": none."""
+    return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+
+
 def make_backend(cache: KVCache, needs: AttentionNeeds) -> AttentionBackend:
     """Choose the backend for where the cache lies and what the model needs.
 
@@ -48,7 +53,7 @@ def make_backend(cache: KVCache, needs: AttentionNeeds) -> AttentionBackend:
     Raises:
         ModelLoadError: the variable names no backend, or one that cannot be used here.
     """
-    name = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    name = attention_backend_name()
     if name != "auto":
         if name not in BACKENDS:
             names = ", ".join(["auto", *BACKENDS])

@@ -131,6 +131,10 @@ def _prepare_for_gpu(model: PreTrainedModel, config: EngineConfig) -> None:
     if not config.lora_adapters and not config.max_loras and config.tensor_parallel_size == 1:
         fuse_linears(model)
     if config.quantization in ("int8", "int4"):
+        if config.tensor_parallel_size > 1:
+            raise ModelLoadError(
+                f"`quantization` {config.quantization!r} needs a `tensor_parallel_size` of 1"
+            )
         quantize_linears(model, bits=int(config.quantization.removeprefix("int")))
 
 

@@ -67,21 +67,23 @@ def test_an_engine_on_triton_answers_as_one_on_torch(tiny_model, family, monkeyp
         max_num_seqs=4,
         page_size=4,
         max_model_len=64,
-        max_num_batched_tokens=16,
+        max_num_batched_tokens=8,
     )
     answers = []
     for name in ("torch", "triton"):
         monkeypatch.setenv("MYLLM_ATTENTION_BACKEND", name)
         engine = Engine(config)
-        params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
-        for length in (3, 20):
+        assert type(engine._runner._backend).__name__ == f"{name.capitalize()}Attention"
+        assert engine._runner._native is None
+        params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+        for length in (3, 12):
             engine.add_request(
                 Request(prompt_token_ids=list(range(5, 5 + length)), params=params, request_id=str(length))
             )
-        tokens: dict[str, list[int]] = {"3": [], "20": []}
+        tokens: dict[str, list[int]] = {"3": [], "12": []}
         while engine.has_unfinished():
             for output in engine.step():
                 tokens[output.request_id] += output.outputs[0].token_ids
         answers.append(tokens)
     assert answers[0] == answers[1]
-    assert all(len(tokens) == 4 for tokens in answers[0].values())
+    assert all(len(tokens) == 3 for tokens in answers[0].values())
