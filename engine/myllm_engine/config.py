@@ -81,6 +81,9 @@ class EngineConfig:
         tensor_parallel_size: devices (on CPU: processes) that share each layer.
         async_scheduling: begin a step before the tokens of the one before are known, so that the device works
             while their text is made; None: on a GPU, without speculation.
+        cuda_graphs: replay the decode step as a CUDA graph where the model allows it (GPU only): faster while
+            batches are small, for some seconds at start and some memory.
+        compile: compile the model with `torch.compile`, for a minute or more at start.
         max_queue: sequences that may wait beyond those that run (None: no limit); then `QueueFullError`.
 
     Raises:
@@ -108,6 +111,8 @@ class EngineConfig:
     max_loras: int = 0
     tensor_parallel_size: int = 1
     async_scheduling: bool | None = None
+    cuda_graphs: bool = True
+    compile: bool = False
     max_queue: int | None = None
 
     def __post_init__(self) -> None:

@@ -12,12 +12,14 @@ from transformers import PreTrainedModel
 
 from .attention import make_backend
 from .attention.backend import AttentionBackend
+from .attention.choose import AttentionNeeds
 from .attention.probe import ProbeAttention
 from .batch import Batch
 from .config import EngineConfig
 from .context import forward_context
 from .errors import ModelLoadError
-from .kv_cache import KVCache, LayerShape, PagePool, page_bytes
+from .graphs import DecodeGraphs, reserve_bytes
+from .kv_cache import KVCache, PagePool, page_bytes
 from .memory import num_pages
 from .models.load import LoadedModel
 from .models.lora import LoraPlan
@@ -73,12 +75,18 @@ class ModelRunner:
         self._picks_logits = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         on_gpu = self.torch_device.type == "cuda"
         probe_tokens = min(max_num_batched_tokens if on_gpu else _CPU_PROBE_TOKENS, loaded.max_model_len)
+        captures = on_gpu and config.cuda_graphs and config.tensor_parallel_size == 1
+        features: set[str] = set()
         if self._native is not None:
             shapes, peak = self._native.shapes, 0
         else:
-            shapes, peak = self._probe(
-                config.model, probe_tokens, min(config.max_num_seqs, probe_tokens), loaded.max_model_len
-            )
+            size = min(config.max_num_seqs, probe_tokens)
+            probe, peak = self._probe(config.model, probe_tokens, size, loaded.max_model_len)
+            shapes, features = [probe.shapes[layer] for layer in sorted(probe.shapes)], probe.features
+        if captures:
+            size = min(config.max_num_seqs, probe_tokens)
+            _, decode_peak = self._probe(config.model, size, size, loaded.max_model_len)
+            peak += reserve_bytes(config.max_num_seqs, loaded.vocab_size, self.dtype, decode_peak)
         each = page_bytes(shapes, config.page_size, self.dtype)
         count = agree(
             num_pages(
@@ -97,7 +105,9 @@ class ModelRunner:
         if self._native is not None:
             threads = torch.get_num_threads()
             self._native.attach(self._cache, max_tokens=max_num_batched_tokens, num_threads=threads)
-        self._backend: AttentionBackend = make_backend(self._cache)
+        needs = AttentionNeeds(frozenset(features), config.max_num_seqs, self.max_model_len)
+        self._backend: AttentionBackend = make_backend(self._cache, needs)
+        self._graphs: DecodeGraphs | None = None
         if loaded.expected is not None and self.pool.num_total >= pages_needed(config.page_size):
             verify(
                 lambda batch: ModelRunner.forward(self, batch)[0],  # every rank is here, and none listens yet
@@ -105,6 +115,10 @@ class ModelRunner:
                 page_size=config.page_size,
                 name=config.model,
             )
+        if config.compile:
+            self._model.compile(dynamic=True)
+        if captures and self._backend.capturable:
+            self._graphs = self._capture(config, loaded.vocab_size)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -118,15 +132,15 @@ class ModelRunner:
             # What is computed twice, where both are wanted, is the same both times.
             hidden = self._native.hidden_states(batch, batch.hidden_index) if batch.pooled else None
             return self._native.forward(batch), hidden
+        if self._graphs is not None and not batch.pooled and batch.adapters is None:
+            logits = self._graphs.forward(batch)
+            if logits is not None:
+                return logits, None
         self._backend.plan(batch)
-        lora = None
-        if batch.adapters is not None:
-            lora = self._lora.plan(batch.adapters, batch.logits_index if self._picks_logits else None)
-        inputs = batch.input_ids, batch.positions, batch.logits_index
         if not batch.pooled:
-            return self._run(self._backend, *inputs, lora), None
+            return self._run_planned(batch), None
         with _last_hidden_state(self._model) as seen:
-            logits = self._run(self._backend, *inputs, lora)
+            logits = self._run_planned(batch)
         return logits, seen[0][batch.hidden_index]
 
     def copy_page(self, source: int, target: int) -> None:
@@ -135,6 +149,27 @@ class ModelRunner:
 
     def close(self) -> None:
         """Give back what lies outside of this process."""
+
+    def _run_planned(self, batch: Batch) -> torch.Tensor:
+        lora = None
+        if batch.adapters is not None:
+            lora = self._lora.plan(batch.adapters, batch.logits_index if self._picks_logits else None)
+        return self._run(self._backend, batch.input_ids, batch.positions, batch.logits_index, lora)
+
+    @torch.inference_mode()
+    def _capture(self, config: EngineConfig, vocab_size: int) -> DecodeGraphs | None:
+        try:
+            return DecodeGraphs(
+                self._run_planned,
+                self._backend,
+                max_num_seqs=config.max_num_seqs,
+                vocab_size=vocab_size,
+                dtype=self.dtype,
+                device=self.torch_device,
+            )
+        except RuntimeError as error:
+            logger.warning("CUDA graphs are off: %s cannot be captured (%s)", config.model, error)
+            return None
 
     def _run(
         self,
@@ -160,10 +195,10 @@ class ModelRunner:
     @torch.inference_mode()
     def _probe(
         self, name: str, num_tokens: int, num_logits: int, max_model_len: int
-    ) -> tuple[list[LayerShape], int]:
+    ) -> tuple[ProbeAttention, int]:
         """Run `num_tokens` tokens once.
 
-        Return the layers' shapes and the peak of memory on top of the weights.
+        Return what attention saw and the peak of memory on top of the weights.
         """
         probe = ProbeAttention()
         on_gpu = self.torch_device.type == "cuda"
@@ -199,7 +234,7 @@ class ModelRunner:
                 f"{window} tokens: this engine would compute it wrongly beyond; set `max_model_len` to "
                 f"{window}"
             )
-        return [probe.shapes[layer] for layer in expected], peak
+        return probe, peak
 
     def _fit(self, config: EngineConfig, max_model_len: int, bytes_each: int) -> int:
         """Return the sequence length that the pool can hold."""

@@ -40,7 +40,14 @@ class AttentionCall:
 
 
 class AttentionBackend(Protocol):
-    """Store a step's keys and values and attend to them; `plan` once per step, `run` once per layer."""
+    """Store a step's keys and values and attend to them; `plan` once per step, `run` once per layer.
+
+    Attributes:
+        capturable: what `run` does on the device depends on the batch through fixed places in memory that
+            `plan` fills, so that a CUDA graph of it can be replayed for every batch of as many decodes.
+    """
+
+    capturable: bool
 
     def plan(self, batch: Batch) -> None:
         """Prepare what all layers share."""

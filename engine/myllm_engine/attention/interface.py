@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -69,12 +70,37 @@ def paged_attention(
         sinks=s_aux,
         alibi=alibi,
     )
+    if torch.compiler.is_compiling():
+        fields = (getattr(call, item.name) for item in dataclasses.fields(call))
+        return _attend(*fields).unsqueeze(0), None
     return current_backend().run(call).unsqueeze(0), None
 
 
 def _matters(name: str, value: Any) -> bool:
     """Tell whether an argument that we do not know could change the result: tensors could."""
     return isinstance(value, torch.Tensor) and name not in _HARMLESS
+
+
+@torch.library.custom_op("myllm::attend", mutates_args=())
+def _attend(
+    layer_idx: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    alibi: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attend, as one operation that `torch.compile` does not look into; takes `AttentionCall`'s fields."""
+    call = AttentionCall(layer_idx, query, key, value, scale, window, softcap, sinks, alibi)
+    return current_backend().run(call).contiguous()
+
+
+@_attend.register_fake
+def _(layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any) -> torch.Tensor:
+    return query.new_empty(query.shape[1], query.shape[0], value.shape[2])
 
 
 def register_attention() -> None:

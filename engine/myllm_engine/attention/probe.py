@@ -19,11 +19,15 @@ class ProbeAttention:
     Attributes:
         shapes: by `layer_idx`.
         windows: by `layer_idx`.
+        features: names of the fields of `AttentionCall` beyond the plain ones that some layer sets.
     """
+
+    capturable = False
 
     def __init__(self) -> None:
         self.shapes: dict[int, LayerShape] = {}
         self.windows: dict[int, int | None] = {}
+        self.features: set[str] = set()
 
     def plan(self, batch: Batch) -> None:
         """Do nothing: there is no cache."""
@@ -35,6 +39,9 @@ class ProbeAttention:
         kv_heads, _, key_dim = call.key.shape
         self.shapes[call.layer_idx] = LayerShape(kv_heads, key_dim, call.value.shape[-1])
         self.windows[call.layer_idx] = call.window
+        for name in ("window", "softcap", "sinks", "alibi"):
+            if getattr(call, name) is not None:
+                self.features.add(name)
         shared = call.query.shape[0] // kv_heads
         key, value = call.key.repeat_interleave(shared, dim=0), call.value.repeat_interleave(shared, dim=0)
         output = scaled_dot_product_attention(

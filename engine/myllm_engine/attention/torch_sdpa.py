@@ -74,6 +74,8 @@ class TorchAttention:
     page at all.
     """
 
+    capturable = False
+
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
         self._slots: torch.Tensor

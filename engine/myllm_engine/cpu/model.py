@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from ..attention.choose import attention_backend_name
 from ..batch import Batch
 from ..config import EngineConfig
 from ..errors import ModelLoadError
@@ -256,4 +257,6 @@ def _unfit(model: PreTrainedModel, config: EngineConfig) -> str | None:
         return "has LoRA adapters"
     if config.tensor_parallel_size > 1:
         return "is shared by several processes"
+    if config.compile or attention_backend_name() != "auto":
+        return "is to run on torch, by `compile` or by the attention backend that was named"
     return None

@@ -17,9 +17,11 @@ from ..config import EngineConfig
 from ..cpu.model import NativeModel, make_native
 from ..errors import ModelLoadError
 from .adapters import ADAPTED_FAMILIES, adapt
+from .fuse import fuse_linears
 from .lora import LoraModel
 from .pack import pack_linears
 from .pretrained import read_model
+from .quantize_gpu import quantize_linears
 from .source import ModelSource
 from .verify import Expected, take_expected
 
@@ -115,6 +117,10 @@ def load_model(
     vocab_size = model.get_output_embeddings().weight.shape[0]
     max_model_len = _max_model_len(config, text_config)
     native = make_native(model, config, source, max_len=max_model_len) if device.type == "cpu" else None
+    # Before linear layers are replaced by others, which may compute several at once.
+    lora = LoraModel(model, config.max_loras or len(config.lora_adapters))
+    if device.type == "cuda":
+        _prepare_for_gpu(model, config)
     expected = take_expected(model, vocab_size) if native is None else None
     if text_config.model_type in ADAPTED_FAMILIES:
         adapt(model)
@@ -126,8 +132,6 @@ def load_model(
             f"{config.model!r} is of the family `{text_config.model_type}`, whose attention in transformers "
             "cannot be replaced: it cannot run over a paged KV cache; choose a model of another family"
         )
-    # Before linear layers are replaced by others, which may compute several at once.
-    lora = LoraModel(model, config.max_loras or len(config.lora_adapters))
     if native is not None:
         model.to("meta")  # keeps the config and the shapes, and no weights
     elif config.tensor_parallel_size == 1:  # a layer's part holds hooks, which packing would lose
@@ -142,6 +146,19 @@ def load_model(
         native=native,
         expected=expected,
     )
+
+
+def _prepare_for_gpu(model: PreTrainedModel, config: EngineConfig) -> None:
+    """Multiply by sibling layers together, and keep weights in few bits if asked to."""
+    # Adapters that are loaded later wrap single layers; tensor parallelism has split them already.
+    if not config.lora_adapters and not config.max_loras and config.tensor_parallel_size == 1:
+        fuse_linears(model)
+    if config.quantization in ("int8", "int4"):
+        if config.tensor_parallel_size > 1:
+            raise ModelLoadError(
+                f"`quantization` {config.quantization!r} needs a `tensor_parallel_size` of 1"
+            )
+        quantize_linears(model, bits=int(config.quantization.removeprefix("int")))
 
 
 def _refuse_unsupported(model: PreTrainedModel, text_config: PretrainedConfig, name: str) -> None:
