@@ -93,7 +93,7 @@ INLINE void score16(
     i32x16 at = *(const i32x16 *)memcpy(&(i32x16){0}, numbers, 64) + position;
 #pragma GCC unroll 8
     for (int r = 0; r < count; r++) {
-        i32x16 seen = (at >= rows->first[r]) & (at < rows->end[r]);
+        i32x16 seen = ~below_int(at, rows->first[r]) & below_int(at, rows->end[r]);
         store(rows->scores[r] + column, select_float(seen, sums[r] + others[r], splat(-INFINITY)));
     }
 }
@@ -135,7 +135,7 @@ INLINE void weigh(
 }
 
 /* Turn a span's scores to weights and scale what was summed before down to the new maximum. */
-INLINE void soften(AttentionRows *rows, int r, int width, int head_dim) {
+static void soften(AttentionRows *rows, int r, int width, int head_dim) {
     float *scores = rows->scores[r];
     f32x16 most = load(scores), sum = splat(0);
     for (int c = LANES; c < width; c += LANES) most = max_each(most, load(scores + c));
