@@ -200,7 +200,7 @@ INLINE void attend(const int count, const int is_bf16, const AttentionPlace *at,
 /* Attend with `count` rows, 1 to ATTENTION_ROWS. */
 static void attention_rows(const AttentionPlace *at, AttentionRows *rows, int count) {
     /* Rows that are not asked for are computed with the last one's limits, and thrown away. */
-    int padded = count <= 4 ? count : ATTENTION_ROWS;
+    int padded = count == 1 || (count <= 4 && ATTENTION_ROWS > 4) ? count : ATTENTION_ROWS;
     for (int r = count; r < padded; r++) {
         rows->first[r] = rows->first[count - 1];
         rows->end[r] = rows->end[count - 1];
@@ -213,12 +213,12 @@ static void attention_rows(const AttentionPlace *at, AttentionRows *rows, int co
         break;
     switch (padded) {
         ATTEND(1)
+#if ATTENTION_ROWS > 4
         ATTEND(2)
         ATTEND(3)
-        ATTEND(4)
-#if ATTENTION_ROWS > 4
         ATTEND(8)
 #endif
+        ATTEND(4)
     }
 #undef ATTEND
 }
