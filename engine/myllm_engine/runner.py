@@ -103,9 +103,7 @@ class ModelRunner:
             None when none are wanted.
         """
         if self._native is not None:
-            # What is computed twice, where both are wanted, is the same both times.
-            hidden = self._native.hidden_states(batch, batch.hidden_index) if batch.pooled else None
-            return self._native.forward(batch), hidden
+            return self._native.forward(batch, batch.hidden_index if batch.pooled else None)
         self._backend.plan(batch)
         if not batch.pooled:
             return self._run(self._backend, batch.input_ids, batch.positions, batch.logits_index), None

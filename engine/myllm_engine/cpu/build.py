@@ -67,7 +67,10 @@ def build_library() -> Path:
     version = subprocess.run(
         [*compiler, "--version"], capture_output=True, text=True, timeout=_TIMEOUT, check=True
     ).stdout
-    parts = [*(path.read_bytes() for path in sources), repr((compiler, version, target, _FLAGS, _cpu())).encode()]
+    parts = [
+        *(path.read_bytes() for path in sources),
+        repr((compiler, version, target, _FLAGS, _cpu())).encode(),
+    ]
     name = f"cpu-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:24]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "myllm"
     library = folder / name

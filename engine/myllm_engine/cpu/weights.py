@@ -62,7 +62,8 @@ class GGUFBlocks:
             self._tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
         self._config = config
         self.is_quantized = any(
-            tensor.tensor_type.name not in _DENSE and len(tensor.shape) > 1 for tensor in self._tensors.values()
+            tensor.tensor_type.name not in _DENSE and len(tensor.shape) > 1
+            for tensor in self._tensors.values()
         )
 
     def get(self, layer: int | None, name: str) -> Blocks | None:

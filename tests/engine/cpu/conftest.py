@@ -11,7 +11,12 @@ import torch
 from myllm_engine.cpu.library import native_library
 
 FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "llama": {
+        "num_key_value_heads": 2,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": True,
+    },
     "mistral": {"num_key_value_heads": 1, "head_dim": 32, "sliding_window": 9},
     "qwen2": {
         "num_key_value_heads": 2,

@@ -45,7 +45,9 @@ def test_without_a_working_compiler_models_run_on_torch(monkeypatch, fresh, fold
     assert "could not be compiled" in record.message
     assert "\n" not in record.message
     assert list(fresh.glob("*")) == []
-    with pytest.raises(ModelLoadError, match="`quantization` 'int8' .* is not possible on the CPU: it needs a C comp"):
+    with pytest.raises(
+        ModelLoadError, match="`quantization` 'int8' .* is not possible on the CPU: it needs a C comp"
+    ):
         Engine(EngineConfig(model=str(folder), device="cpu", quantization="int8", max_model_len=64))
 
 
@@ -64,7 +66,9 @@ def test_other_flags_are_another_library(monkeypatch, fresh, library):
 
 
 def test_processes_that_compile_at_once_do_not_harm_each_other(fresh, library):
-    script = "from myllm_engine.cpu.build import build_library; import ctypes; ctypes.CDLL(str(build_library()))"
+    script = (
+        "from myllm_engine.cpu.build import build_library; import ctypes; ctypes.CDLL(str(build_library()))"
+    )
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),

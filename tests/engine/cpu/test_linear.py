@@ -35,7 +35,10 @@ def rows_of(library, linear) -> np.ndarray:
 
 def multiply(library, linear, x) -> np.ndarray:
     out = np.empty((len(x), linear.rows), np.float32)
-    assert library.linear_multiply(byref(linear), np.ascontiguousarray(x).ctypes.data, len(x), out.ctypes.data) == 0
+    assert (
+        library.linear_multiply(byref(linear), np.ascontiguousarray(x).ctypes.data, len(x), out.ctypes.data)
+        == 0
+    )
     return out
 
 
@@ -105,7 +108,12 @@ def test_products_at_the_edges_of_the_integers(library, format):
     weights = np.where(np.arange(16 * 64).reshape(16, 64) % 3 == 0, -1.0, 1.0).astype(np.float32)
     linear = pack(library, weights, format, Source.FLOAT, 64)
     exact = rows_of(library, linear).astype(np.float64)
-    for x in (np.full((17, 64), 1e4), np.full((17, 64), -1e4), np.zeros((17, 64)), 1e4 * np.sign(weights[:1])):
+    for x in (
+        np.full((17, 64), 1e4),
+        np.full((17, 64), -1e4),
+        np.zeros((17, 64)),
+        1e4 * np.sign(weights[:1]),
+    ):
         result = multiply(library, linear, x.astype(np.float32))
         np.testing.assert_allclose(result, x @ exact.T, rtol=1e-4, atol=1e-4 * 64e4)
     library.linear_free(byref(linear))

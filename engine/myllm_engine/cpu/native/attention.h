@@ -157,6 +157,16 @@ static void soften(AttentionRows *rows, int r, int width, int head_dim) {
         for (int d = 0; d < head_dim; d += LANES) store(rows->output[r] + d, load(rows->output[r] + d) * decay);
 }
 
+/* Ask for the keys and values of a position's page: a page is too short for the CPU to see that it is read whole. */
+INLINE void prefetch_page(const AttentionPlace *at, int position) {
+    size_t each = at->is_bf16 ? 2 : 4, size = each * at->page_size * at->head_dim;
+    size_t place = each * value_place(at, at->pages[position / at->page_size], 0);
+    for (size_t i = 0; i < size; i += 64) {
+        __builtin_prefetch((const char *)at->keys + place + i, 0, 2);
+        __builtin_prefetch((const char *)at->values + place + i, 0, 2);
+    }
+}
+
 INLINE void attend(const int count, const int is_bf16, const AttentionPlace *at, AttentionRows *rows) {
     int first = rows->first[0], end = rows->end[0], whole = at->page_size % LANES == 0;
     for (int r = 0; r < count; r++) {
@@ -169,7 +179,8 @@ INLINE void attend(const int count, const int is_bf16, const AttentionPlace *at,
     for (int span = first / SPAN * SPAN; span < end; span += SPAN) {
         int width = 0;
         for (int position = span; position < span + SPAN && position < end; position += LANES, width += LANES) {
-            int left = end - position < LANES ? end - position : LANES;
+            int left = end - position < LANES ? end - position : LANES, next = position + at->page_size;
+            if (next < end && position % at->page_size == 0) prefetch_page(at, next);
             if (whole) {
                 size_t place =
                     key_place(at, at->pages[position / at->page_size], position % at->page_size);
