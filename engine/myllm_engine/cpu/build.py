@@ -84,7 +84,7 @@ def build_library() -> Path:
     try:
         command = [*compiler, *_FLAGS, *target, str(_SOURCES / "model.c"), "-o", made, "-lm"]
         subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=True)
-        os.replace(made, library)
+        Path(made).replace(library)
     finally:
         Path(made).unlink(missing_ok=True)
     return library

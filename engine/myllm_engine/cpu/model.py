@@ -217,8 +217,8 @@ def make_native(
         if config.quantization in ("int8", "int4"):
             reason = reason or "needs a C compiler, and none works here (see the log)"
             raise ModelLoadError(
-                f"`quantization` {config.quantization!r} of {config.model!r} is not possible on the CPU: it {reason}; "
-                "use 'none' or 'auto'"
+                f"`quantization` {config.quantization!r} of {config.model!r} is not possible on the CPU: "
+                f"it {reason}; use 'none' or 'auto'"
             )
         return None
     blocks = None
