@@ -71,8 +71,8 @@ class EngineConfig:
         chat_template: Jinja chat template, as a file path or inline, that replaces the tokenizer's.
         trust_remote_code: let transformers run code that comes with the model.
         quantization: of the weights. "auto": as the file has them where a kernel takes them as they are
-            (GGUF's Q4_0, Q4_1 and Q8_0 on CPU) and `dtype` is "auto", else none; "none"; "int8" or "int4":
-            weights only, quantised at load.
+            (GGUF's Q4_0, Q4_1 and Q8_0 on CPU; its other low-bit types become int8) and `dtype` is "auto",
+            else none; "none"; "int8" or "int4": weights only, quantised at load.
         enable_prefix_caching: keep the keys and values of ended sequences, and share them with requests that
             begin with the same tokens.
         speculative: see `SpeculativeConfig`; None: one token a step.

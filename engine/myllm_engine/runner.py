@@ -129,9 +129,7 @@ class ModelRunner:
             None when none are wanted.
         """
         if self._native is not None:
-            # What is computed twice, where both are wanted, is the same both times.
-            hidden = self._native.hidden_states(batch, batch.hidden_index) if batch.pooled else None
-            return self._native.forward(batch), hidden
+            return self._native.forward(batch, batch.hidden_index if batch.pooled else None)
         if self._graphs is not None and not batch.pooled and batch.adapters is None:
             logits = self._graphs.forward(batch)
             if logits is not None:

@@ -30,7 +30,10 @@ def load_library() -> ctypes.CDLL | None:
     `MYLLM_CPU_FLAGS` for other flags than `-march=native`; an empty cache is always safe.
     """
     try:
-        return ctypes.CDLL(str(build_library()))
+        try:
+            return _load_or_remove(build_library())
+        except OSError:  # a damaged file: once more
+            return _load_or_remove(build_library())
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
         logger.warning(
@@ -39,6 +42,14 @@ def load_library() -> ctypes.CDLL | None:
             str(detail).strip().splitlines()[0] if str(detail).strip() else type(error).__name__,
         )
         return None
+
+
+def _load_or_remove(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def build_library() -> Path:
@@ -73,7 +84,7 @@ def build_library() -> Path:
     try:
         command = [*compiler, *_FLAGS, *target, str(_SOURCES / "model.c"), "-o", made, "-lm"]
         subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=True)
-        os.replace(made, library)
+        Path(made).replace(library)
     finally:
         Path(made).unlink(missing_ok=True)
     return library

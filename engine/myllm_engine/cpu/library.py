@@ -86,7 +86,7 @@ class Step(Structure):
     """`struct Step`."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("num_tokens", "num_sequences", "num_rows", "reserved")),
+        *((name, c_int32) for name in ("num_tokens", "num_sequences", "num_rows", "num_hidden")),
         *(
             (name, c_void_p)
             for name in (
@@ -94,7 +94,6 @@ class Step(Structure):
                 "positions",
                 "slots",
                 "query_lens",
-                "context_lens",
                 "pages",
                 "page_starts",
                 "rows",

@@ -131,62 +131,59 @@ class NativeModel:
             raise ModelLoadError(f"There is no memory for steps of {max_tokens} tokens: lower the budget")
         weakref.finalize(self, self._library.model_destroy, self._handle)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Store the batch's keys and values and return the logits that it asks for, `[R, vocab_size]` float32."""
-        logits = torch.empty(len(batch.logits_index), self._config.head.rows)
-        self._run(batch, batch.logits_index, logits=logits)
-        return logits
-
-    def hidden_states(self, batch: Batch, index: torch.Tensor) -> torch.Tensor:
-        """Store the batch's keys and values and return the hidden states after the final norm.
+    def forward(
+        self, batch: Batch, hidden_index: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Store the batch's keys and values, and return what it asks for.
 
         Args:
-            batch: what to compute; its `logits_index` is not used.
-            index: `[R]` int64, the tokens of the batch whose states are wanted.
+            batch: what to compute.
+            hidden_index: `[H]` int64, places in the batch's tokens whose hidden states are wanted.
 
         Returns:
-            `[R, hidden_size]` float32.
+            Logits `[R, vocab_size]` of `batch.logits_index`, and the hidden states `[H, hidden_size]` after
+            the final norm, or None when none are wanted; in float32.
         """
-        hidden = torch.empty(len(index), self._config.hidden)
-        self._run(batch, index, hidden=hidden)
-        return hidden
+        num_rows, num_tokens, num_sequences = (
+            len(batch.logits_index),
+            len(batch.input_ids),
+            len(batch.query_lens),
+        )
+        if max(num_tokens, num_rows) > self._config.max_tokens:
+            raise ValueError(f"{num_tokens} tokens in a step that may have {self._config.max_tokens}")
+        logits = torch.empty(num_rows, self._config.head.rows)
+        hidden, rows = None, batch.logits_index
+        if hidden_index is not None:
+            hidden, rows = (
+                torch.empty(len(hidden_index), self._config.hidden),
+                torch.cat([rows, hidden_index]),
+            )
+        rows = rows.contiguous()
+        lens = np.array(batch.query_lens, dtype=np.int32)
+        pages, starts = _flatten(batch.page_tables)
+        step = Step(
+            num_tokens=num_tokens,
+            num_sequences=num_sequences,
+            num_rows=num_rows,
+            num_hidden=len(rows) - num_rows,
+            input_ids=batch.input_ids.data_ptr(),
+            positions=batch.positions.data_ptr(),
+            slots=batch.slots.data_ptr(),
+            query_lens=lens.ctypes.data,
+            pages=pages.ctypes.data,
+            page_starts=starts.ctypes.data,
+            rows=rows.data_ptr(),
+            logits=logits.data_ptr(),
+            hidden=None if hidden is None else hidden.data_ptr(),
+        )
+        self._library.model_forward(self._handle, byref(step))
+        return logits, hidden
 
     def seconds(self) -> dict[str, float]:
         """Return the time spent in matrix products, in attention and in the rest, since the last call."""
         parts = (ctypes.c_double * 3)()
         self._library.model_seconds(self._handle, parts)
         return dict(zip(("linears", "attention", "other"), parts, strict=True))
-
-    def _run(
-        self,
-        batch: Batch,
-        index: torch.Tensor,
-        *,
-        logits: torch.Tensor | None = None,
-        hidden: torch.Tensor | None = None,
-    ) -> None:
-        num_tokens, num_sequences = len(batch.input_ids), len(batch.query_lens)
-        if num_tokens > self._config.max_tokens or len(index) > self._config.max_tokens:
-            raise ValueError(f"{num_tokens} tokens in a step that may have {self._config.max_tokens}")
-        lens = np.array([batch.query_lens, batch.context_lens], dtype=np.int32)
-        pages, starts = _flatten(batch.page_tables)
-        index = index.contiguous()
-        step = Step(
-            num_tokens=num_tokens,
-            num_sequences=num_sequences,
-            num_rows=len(index),
-            input_ids=batch.input_ids.data_ptr(),
-            positions=batch.positions.data_ptr(),
-            slots=batch.slots.data_ptr(),
-            query_lens=lens.ctypes.data,
-            context_lens=lens.ctypes.data + 4 * num_sequences,
-            pages=pages.ctypes.data,
-            page_starts=starts.ctypes.data,
-            rows=index.data_ptr(),
-            logits=None if logits is None else logits.data_ptr(),
-            hidden=None if hidden is None else hidden.data_ptr(),
-        )
-        self._library.model_forward(self._handle, byref(step))
 
 
 def _flatten(tables: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -221,8 +218,8 @@ def make_native(
         if config.quantization in ("int8", "int4"):
             reason = reason or "needs a C compiler, and none works here (see the log)"
             raise ModelLoadError(
-                f"`quantization` {config.quantization!r} of {config.model!r} is not possible on the CPU: it {reason}; "
-                "use 'none' or 'auto'"
+                f"`quantization` {config.quantization!r} of {config.model!r} is not possible on the CPU: "
+                f"it {reason}; use 'none' or 'auto'"
             )
         return None
     blocks = None

@@ -42,7 +42,7 @@ def test_whole_prompt_equals_transformers(library, family, page_size):
     native = build(model, library, page_size=page_size)
     ids = random_ids(100, 1)
     batch = make_batch([(ids, 0, shuffled_pages(100, page_size, 2))], page_size)
-    torch.testing.assert_close(native.forward(batch), expected_logits(model, ids), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(native.forward(batch)[0], expected_logits(model, ids), atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -68,7 +68,7 @@ def test_chunks_and_decodes_in_mixed_batches_equal_transformers(library, family)
                 done[index] += count
         if not parts:
             continue
-        logits = native.forward(make_batch(parts, 16))
+        logits, _ = native.forward(make_batch(parts, 16))
         want = torch.cat([expected[index][start : start + count] for index, start, count in spans])
         torch.testing.assert_close(logits, want, atol=2e-4, rtol=1e-4)
 
@@ -79,7 +79,7 @@ def test_other_forms_stay_near_transformers(library, format, kv):
     model = tiny("llama", initializer_range=0.1)
     ids = random_ids(60, 1)
     batch = make_batch([(ids, 0, shuffled_pages(60, 16, 2))], 16)
-    logits = build(model, library, format, kv=kv).forward(batch)
+    logits = build(model, library, format, kv=kv).forward(batch)[0]
     expected = expected_logits(model, ids)
     relative = (logits - expected).norm() / expected.norm()
     assert relative < {Format.BF16: 0.01, Format.Q8: 0.03, Format.Q4: 0.2}[format]
@@ -93,14 +93,14 @@ def test_a_tokens_logits_do_not_depend_on_batch_chunks_or_threads(library, forma
     table = shuffled_pages(70, 16, 2)
     whole = build(model, library, format, kv=torch.bfloat16, threads=1).forward(
         make_batch([(ids, 0, table)], 16)
-    )
+    )[0]
     native = build(model, library, format, kv=torch.bfloat16, threads=3)
     other = random_ids(30, 9)
     rest = [page for page in range(1, 80) if page not in table]
     pieces = []
     for start, end in ((0, 1), (1, 18), (18, 40), (40, 41), (41, 42), (42, 70)):
         batch = make_batch([(ids[start:end], start, table), (other, 0, rest)], 16)
-        pieces.append(native.forward(batch)[: end - start])
+        pieces.append(native.forward(batch)[0][: end - start])
     assert (torch.cat(pieces) == whole).all()
 
 
@@ -109,13 +109,13 @@ def test_only_the_rows_asked_for_and_hidden_states(library):
     native = build(model, library)
     ids = random_ids(20, 1)
     batch = make_batch([(ids, 0, [3, 1])], 16, all_rows=False)
-    logits = native.forward(batch)
+    index = torch.tensor([19, 0, 7])
+    logits, hidden = native.forward(batch, index)
     assert logits.shape == (1, 203)
     torch.testing.assert_close(logits[0], expected_logits(model, ids)[-1], atol=2e-4, rtol=1e-4)
-    index = torch.tensor([19, 0, 7])
-    hidden = native.hidden_states(batch, index)
     with torch.inference_mode():
         expected = model.model(torch.tensor([ids])).last_hidden_state[0, index]
+    assert native.forward(batch)[1] is None
     torch.testing.assert_close(hidden, expected, atol=2e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="129 tokens in a step that may have 128"):
         native.forward(make_batch([(random_ids(129, 1), 0, list(range(1, 10)))], 16))
@@ -127,5 +127,5 @@ def test_scaled_rotary_positions(library):
     ids = random_ids(100, 1)
     batch = make_batch([(ids, 0, shuffled_pages(100, 16, 2))], 16)
     torch.testing.assert_close(
-        build(model, library).forward(batch), expected_logits(model, ids), atol=2e-4, rtol=1e-4
+        build(model, library).forward(batch)[0], expected_logits(model, ids), atol=2e-4, rtol=1e-4
     )

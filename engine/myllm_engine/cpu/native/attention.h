@@ -93,7 +93,7 @@ INLINE void score16(
     i32x16 at = *(const i32x16 *)memcpy(&(i32x16){0}, numbers, 64) + position;
 #pragma GCC unroll 8
     for (int r = 0; r < count; r++) {
-        i32x16 seen = (at >= rows->first[r]) & (at < rows->end[r]);
+        i32x16 seen = ~below_int(at, rows->first[r]) & below_int(at, rows->end[r]);
         store(rows->scores[r] + column, select_float(seen, sums[r] + others[r], splat(-INFINITY)));
     }
 }
@@ -135,7 +135,7 @@ INLINE void weigh(
 }
 
 /* Turn a span's scores to weights and scale what was summed before down to the new maximum. */
-INLINE void soften(AttentionRows *rows, int r, int width, int head_dim) {
+static void soften(AttentionRows *rows, int r, int width, int head_dim) {
     float *scores = rows->scores[r];
     f32x16 most = load(scores), sum = splat(0);
     for (int c = LANES; c < width; c += LANES) most = max_each(most, load(scores + c));
@@ -157,6 +157,16 @@ INLINE void soften(AttentionRows *rows, int r, int width, int head_dim) {
         for (int d = 0; d < head_dim; d += LANES) store(rows->output[r] + d, load(rows->output[r] + d) * decay);
 }
 
+/* Ask for the keys and values of a position's page: a page is too short for the CPU to see that it is read whole. */
+INLINE void prefetch_page(const AttentionPlace *at, int position) {
+    size_t each = at->is_bf16 ? 2 : 4, size = each * at->page_size * at->head_dim;
+    size_t place = each * value_place(at, at->pages[position / at->page_size], 0);
+    for (size_t i = 0; i < size; i += 64) {
+        __builtin_prefetch((const char *)at->keys + place + i, 0, 2);
+        __builtin_prefetch((const char *)at->values + place + i, 0, 2);
+    }
+}
+
 INLINE void attend(const int count, const int is_bf16, const AttentionPlace *at, AttentionRows *rows) {
     int first = rows->first[0], end = rows->end[0], whole = at->page_size % LANES == 0;
     for (int r = 0; r < count; r++) {
@@ -169,7 +179,8 @@ INLINE void attend(const int count, const int is_bf16, const AttentionPlace *at,
     for (int span = first / SPAN * SPAN; span < end; span += SPAN) {
         int width = 0;
         for (int position = span; position < span + SPAN && position < end; position += LANES, width += LANES) {
-            int left = end - position < LANES ? end - position : LANES;
+            int left = end - position < LANES ? end - position : LANES, next = position + at->page_size;
+            if (next < end && position % at->page_size == 0) prefetch_page(at, next);
             if (whole) {
                 size_t place =
                     key_place(at, at->pages[position / at->page_size], position % at->page_size);
@@ -200,7 +211,7 @@ INLINE void attend(const int count, const int is_bf16, const AttentionPlace *at,
 /* Attend with `count` rows, 1 to ATTENTION_ROWS. */
 static void attention_rows(const AttentionPlace *at, AttentionRows *rows, int count) {
     /* Rows that are not asked for are computed with the last one's limits, and thrown away. */
-    int padded = count <= 4 ? count : ATTENTION_ROWS;
+    int padded = count == 1 || (count <= 4 && ATTENTION_ROWS > 4) ? count : ATTENTION_ROWS;
     for (int r = count; r < padded; r++) {
         rows->first[r] = rows->first[count - 1];
         rows->end[r] = rows->end[count - 1];
@@ -213,12 +224,12 @@ static void attention_rows(const AttentionPlace *at, AttentionRows *rows, int co
         break;
     switch (padded) {
         ATTEND(1)
+#if ATTENTION_ROWS > 4
         ATTEND(2)
         ATTEND(3)
-        ATTEND(4)
-#if ATTENTION_ROWS > 4
         ATTEND(8)
 #endif
+        ATTEND(4)
     }
 #undef ATTEND
 }

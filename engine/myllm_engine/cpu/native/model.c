@@ -35,13 +35,13 @@ typedef struct {
 } Config;
 
 typedef struct {
-    int32_t num_tokens, num_sequences, num_rows, reserved;
+    int32_t num_tokens, num_sequences, num_rows, num_hidden;
     const int64_t *input_ids, *positions, *slots; /* [T] */
-    const int32_t *query_lens, *context_lens;     /* [S] */
+    const int32_t *query_lens;                    /* [S] new tokens */
     const int32_t *pages, *page_starts;           /* sequence s: pages[page_starts[s] ..] */
-    const int64_t *rows;                          /* [R] places in T */
-    float *logits;                                /* [R, vocab_size], or NULL */
-    float *hidden;                                /* [R, hidden] after the final norm, or NULL */
+    const int64_t *rows;                          /* [R + num_hidden] places in T: for logits, then for states */
+    float *logits;                                /* [R, vocab_size] */
+    float *hidden;                                /* [num_hidden, hidden] after the final norm */
 } Step;
 
 enum { LINEARS, ATTENTION, OTHER, NUM_PARTS };
@@ -311,20 +311,23 @@ static void embed(Model *model, int thread) {
     meet(model, thread, OTHER);
 }
 
-/* Normalise the rows asked for, then multiply them with the output embedding. */
+/* Normalise the rows asked for, and multiply those that need logits with the output embedding. */
 static void finish(Model *model, int thread) {
     const Config *config = &model->config;
     const Step *step = model->step;
-    int hidden = config->hidden;
-    for (int r = pool_take(&model->pool, 1); r < step->num_rows; r = pool_take(&model->pool, 1)) {
+    int hidden = config->hidden, total = step->num_rows + step->num_hidden;
+    for (int r = pool_take(&model->pool, 1); r < total; r = pool_take(&model->pool, 1)) {
         const float *row = model->residual + (size_t)step->rows[r] * hidden;
         float factor = rms_factor(row, hidden, config->eps);
-        prepare(&model->normed, &config->head, r, row, factor, config->norm);
-        if (step->hidden)
-            for (int k = 0; k < hidden; k++) step->hidden[(size_t)r * hidden + k] = row[k] * factor * config->norm[k];
+        if (r < step->num_rows) {
+            prepare(&model->normed, &config->head, r, row, factor, config->norm);
+            continue;
+        }
+        float *to = step->hidden + (size_t)(r - step->num_rows) * hidden;
+        for (int k = 0; k < hidden; k++) to[k] = row[k] * factor * config->norm[k];
     }
     meet(model, thread, OTHER);
-    if (step->logits)
+    if (step->num_rows > 0)
         multiply(model, thread, &config->head, &model->normed, step->num_rows, step->logits, config->head.rows, SET);
 }
 

@@ -13,7 +13,7 @@
 #include "vectors.h"
 
 #define MOST_SPINS 1000 /* 20 to 60 microseconds, as long as waking a sleeper takes */
-#define LEAST_SPINS 8
+#define LEAST_SPINS 250 /* longer than threads of a quiet machine are apart, or nobody would ever spin again */
 
 /* How long this thread spins: less each time that it was in vain, as on a busy machine, and more when it was not. */
 static _Thread_local int spins = MOST_SPINS;

@@ -36,7 +36,17 @@ INLINE f32x16 to_float(i32x16 value) { return __builtin_convertvector(value, f32
 INLINE f32x16 select_float(i32x16 mask, f32x16 yes, f32x16 no) {
     return (f32x16)((mask & (i32x16)yes) | (~mask & (i32x16)no));
 }
-INLINE f32x16 max_each(f32x16 a, f32x16 b) { return select_float(a > b, a, b); }
+/* All bits where a is below b. By the sign of the difference: compilers take comparisons of vectors wider than the
+ * CPU's apart, lane by lane. */
+INLINE i32x16 below(f32x16 a, f32x16 b) { return (i32x16)(a - b) >> 31; }
+INLINE i32x16 below_int(i32x16 a, int32_t b) { return (a - b) >> 31; }
+INLINE f32x16 max_each(f32x16 a, f32x16 b) {
+#ifdef __AVX512F__
+    return (f32x16)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return select_float(below(a, b), b, a);
+#endif
+}
 INLINE f32x16 abs_each(f32x16 a) { return (f32x16)((i32x16)a & splat_int(0x7fffffff)); }
 
 INLINE float sum_lanes(f32x16 value) {
@@ -138,11 +148,11 @@ INLINE i32x16 dot4(i32x16 sums, u8x64 weights, int32_t input) {
         sum.half[i] = _mm256_dpbusd_avx_epi32(sum.half[i], weight.half[i], signs);
 #else
         /* Pairs of whole bytes would overflow the 16 bits that this instruction adds in: halves do not. */
-        __m256i below = _mm256_maddubs_epi16(_mm256_and_si256(weight.half[i], low), signs);
-        __m256i above =
+        __m256i lower = _mm256_maddubs_epi16(_mm256_and_si256(weight.half[i], low), signs);
+        __m256i upper =
             _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(weight.half[i], 4), low), signs);
-        sum.half[i] = _mm256_add_epi32(sum.half[i], _mm256_madd_epi16(below, _mm256_set1_epi16(1)));
-        sum.half[i] = _mm256_add_epi32(sum.half[i], _mm256_madd_epi16(above, _mm256_set1_epi16(16)));
+        sum.half[i] = _mm256_add_epi32(sum.half[i], _mm256_madd_epi16(lower, _mm256_set1_epi16(1)));
+        sum.half[i] = _mm256_add_epi32(sum.half[i], _mm256_madd_epi16(upper, _mm256_set1_epi16(16)));
 #endif
     }
     return sum.whole;
@@ -168,7 +178,7 @@ INLINE f32x16 exp_each(f32x16 value) {
     poly = poly * rest + 5.0000001201e-1f;
     poly = poly * rest * rest + rest + 1.0f;
     f32x16 result = poly * (f32x16)((whole + 127) << 23);
-    return select_float(value < splat(-87.0f), splat(0.0f), result);
+    return select_float(below(value, splat(-87.0f)), splat(0.0f), result);
 }
 
 #endif
