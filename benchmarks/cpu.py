@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from myllm_engine.cpu.model import NativeModel
+from myllm_engine.models.cpu.model import NativeModel
 from myllm_engine.request import Request
 
 STEPS = 40

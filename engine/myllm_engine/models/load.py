@@ -14,9 +14,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..attention import ATTENTION_NAME, register_attention
 from ..config import EngineConfig
-from ..cpu.model import NativeModel, make_native
 from ..errors import ModelLoadError
 from .adapters import ADAPTED_FAMILIES, adapt
+from .cpu.model import NativeModel, make_native
 from .fuse import fuse_linears
 from .lora import LoraModel
 from .pack import pack_linears

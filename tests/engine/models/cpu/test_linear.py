@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf.quants import dequantize, quantize
 
-from myllm_engine.cpu.library import Format, Linear, Source
+from myllm_engine.models.cpu.library import Format, Linear, Source
 
 SHAPES = [(16, 32), (40, 96), (203, 72), (64, 577)]
 TOKENS = [1, 2, 3, 7, 9, 16, 21, 40]

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..attention.choose import attention_backend_name
-from ..batch import Batch
-from ..config import EngineConfig
-from ..errors import ModelLoadError
-from ..kv_cache import KVCache, LayerShape
-from ..models.source import ModelSource
+from ...attention.choose import attention_backend_name
+from ...batch import Batch
+from ...config import EngineConfig
+from ...errors import ModelLoadError
+from ...kv_cache import KVCache, LayerShape
+from ..source import ModelSource
 from .library import Config, Format, Layer, Step, native_library
 from .weights import GGUFBlocks, Packer
 

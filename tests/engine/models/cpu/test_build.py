@@ -11,9 +11,9 @@ import sys
 import pytest
 
 from myllm_engine.config import EngineConfig
-from myllm_engine.cpu import build
 from myllm_engine.engine import Engine
 from myllm_engine.errors import ModelLoadError
+from myllm_engine.models.cpu import build
 
 from .conftest import tiny
 
@@ -66,9 +66,7 @@ def test_other_flags_are_another_library(monkeypatch, fresh, library):
 
 
 def test_processes_that_compile_at_once_do_not_harm_each_other(fresh, library):
-    script = (
-        "from myllm_engine.cpu.build import build_library; import ctypes; ctypes.CDLL(str(build_library()))"
-    )
+    script = "from myllm_engine.models.cpu.build import build_library; import ctypes; ctypes.CDLL(str(build_library()))"
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from myllm_engine.config import EngineConfig
-from myllm_engine.cpu.model import NativeModel
 from myllm_engine.engine import Engine
+from myllm_engine.models.cpu.model import NativeModel
 from myllm_engine.request import Request, SamplingParams
 
 from ..conftest import CHATS, PROMPTS

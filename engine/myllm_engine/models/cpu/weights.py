@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import ModelLoadError
+from ...errors import ModelLoadError
 from .library import Format, Linear, Source
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class GGUFBlocks:
     def __init__(self, path: Path, config: Any) -> None:
         import gguf
 
-        from ..models.gguf import fast_gguf_reading
+        from ..gguf import fast_gguf_reading
 
         with fast_gguf_reading():
             self._tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}

@@ -7,9 +7,9 @@ import random
 import pytest
 import torch
 
-from myllm_engine.cpu.library import Format
-from myllm_engine.cpu.model import NativeModel
 from myllm_engine.kv_cache import KVCache
+from myllm_engine.models.cpu.library import Format
+from myllm_engine.models.cpu.model import NativeModel
 
 from .conftest import FAMILIES, make_batch, tiny
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from myllm_engine.cpu.library import native_library
+from myllm_engine.models.cpu.library import native_library
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {
