@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from myllm_engine import LLM, Request, SamplingParams
+from myllm_engine import Engine, EngineConfig, Request, SamplingParams
 
 # isort: split
 # The engine goes first: it sets OpenMP's wait policy, which torch reads when it is loaded.
@@ -149,11 +149,11 @@ def ours(
     name: str, folder: Path, batches: dict[int, Requests], bandwidth: float, options: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Measure the engine: whole runs, and its decode steps against the bandwidth floor."""
-    llm = LLM(str(folder), **options)
+    engine = Engine(EngineConfig(model=str(folder), **options))
     rows = []
     for size, requests in batches.items():
-        run(llm, requests, temperature=0.0)  # compiles kernels
-        seconds, step_seconds = run(llm, requests, temperature=0.0)
+        run(engine, requests, temperature=0.0)  # compiles kernels
+        seconds, step_seconds = run(engine, requests, temperature=0.0)
         prompt, new = len(requests[0][0]), requests[0][1]
         floor = bytes_per_step(name, options, size, prompt + new // 2) / bandwidth
         rows.append(
@@ -166,25 +166,26 @@ def ours(
                 "floor_share": round(floor / step_seconds, 3),
             }
         )
-    del llm
+    engine.close()
+    del engine
     release()
     return rows
 
 
 def our_nano_vllm(name: str, folder: Path, requests: Requests, options: dict[str, Any]) -> dict[str, Any]:
     """Measure the engine under nano-vllm's workload; its row has the batch size 0."""
-    llm = LLM(str(folder), **options)
-    run(llm, requests[: len(requests) // 2], temperature=0.6)
-    seconds, _ = run(llm, requests, temperature=0.6)
-    del llm
+    engine = Engine(EngineConfig(model=str(folder), **options))
+    run(engine, requests[: len(requests) // 2], temperature=0.6)
+    seconds, _ = run(engine, requests, temperature=0.6)
+    engine.close()
+    del engine
     release()
     made = sum(new for _, new in requests)
     return {"model": name, "batch": 0, "tokens_per_second": round(made / seconds, 1)}
 
 
-def run(llm: LLM, requests: Requests, *, temperature: float) -> tuple[float, float]:
+def run(engine: Engine, requests: Requests, *, temperature: float) -> tuple[float, float]:
     """Return the seconds that all requests took, and the median of the steps that only decode all of them."""
-    engine = llm.engine
     synchronize()
     start = time.perf_counter()
     for index, (prompt, new) in enumerate(requests):

@@ -105,7 +105,9 @@ class ModelRunner:
         if self._native is not None:
             threads = torch.get_num_threads()
             self._native.attach(self._cache, max_tokens=max_num_batched_tokens, num_threads=threads)
-        needs = AttentionNeeds(frozenset(features), config.max_num_seqs, self.max_model_len)
+        # At least what `verify` needs: two sequences of some tokens.
+        most_seqs, longest = max(config.max_num_seqs, 2), max(self.max_model_len, 16)
+        needs = AttentionNeeds(frozenset(features), most_seqs, longest)
         self._backend: AttentionBackend = make_backend(self._cache, needs)
         self._graphs: DecodeGraphs | None = None
         if loaded.expected is not None and self.pool.num_total >= pages_needed(config.page_size):

@@ -158,6 +158,21 @@ TINY: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
     "qwen2": {"num_key_value_heads": 2},
     "gpt2": {},
+    "gemma2": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "sliding_window": 8,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 10.0,
+        "query_pre_attn_scalar": 16,
+    },
+    "gpt_oss": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "sliding_window": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "qwen3_moe": {
         "num_key_value_heads": 2,
         "head_dim": 16,

@@ -60,8 +60,14 @@ def test_compiled_models_reach_the_backend_with_all_that_eager_ones_do(options):
     assert torch.equal(traced.sinks, sinks)
 
 
-@pytest.mark.parametrize("options", [{"is_causal": False}, {"position_bias": torch.zeros(1)}])
-def test_what_would_be_left_out_is_refused(options):
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"is_causal": False}, "lets tokens attend to later ones"),
+        ({"position_bias": torch.zeros(1)}, "changes its attention by `position_bias`"),
+    ],
+)
+def test_what_would_be_left_out_is_refused(options, reason):
     query = torch.zeros(1, 1, 2, 4)
-    with pytest.raises(NotImplementedError, match="`Module` wants"):
+    with pytest.raises(NotImplementedError, match=f"`Module` {reason}"):
         paged_attention(layer(0), query, query, query, None, **options)
