@@ -320,7 +320,7 @@ def _refuse_partial(model: PreTrainedModel, layers: Mapping[str, LoraLinear]) ->
     tokens = torch.arange(_PROBE_TOKENS, device=model.device).unsqueeze(0)
     try:
         with forward_context(ProbeAttention()):
-            model(input_ids=tokens, position_ids=tokens, use_cache=False, return_dict=True)
+            model(input_ids=tokens, use_cache=False, return_dict=True)
     except (
         NotImplementedError,
         AttributeError,

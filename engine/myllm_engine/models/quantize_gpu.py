@@ -127,6 +127,7 @@ def quantize_linears(model: nn.Module, bits: int) -> int:
             "`quantization` on a GPU needs the package `triton`: pip install triton"
         ) from error
     head = model.get_output_embeddings()
+    head = getattr(head, "base", head)  # inside what adds LoRA adapters
     count, left = 0, []
     for name, parent in list(model.named_modules()):
         for child, layer in list(parent.named_children()):
