@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from .async_engine import AsyncEngine
     from .config import EngineConfig, SpeculativeConfig
-    from .engine import Engine, EngineStats
+    from .engine import Engine
     from .errors import (
         ContextLengthError,
         EngineDeadError,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from .llm import LLM
     from .request import CompletionOutput, Request, RequestOutput, SamplingParams, Structured, TokenLogprob
+    from .stats import EngineStats
     from .tokenizer import Tokenizer
 
 __all__ = [
@@ -64,7 +65,7 @@ _MODULES = {
     "EngineConfig": "config",
     "EngineDeadError": "errors",
     "EngineError": "errors",
-    "EngineStats": "engine",
+    "EngineStats": "stats",
     "InvalidRequestError": "errors",
     "ModelLoadError": "errors",
     "QueueFullError": "errors",

@@ -9,12 +9,13 @@ from functools import partial
 from typing import Protocol
 
 from .config import EngineConfig
-from .engine import Engine, EngineStats
+from .engine import Engine
 from .errors import InvalidRequestError, QueueFullError
 from .gather import Gathering
 from .loop import EngineLoop, OutputStream
 from .request import Request, RequestOutput
 from .sequence import PreparedRequest
+from .stats import EngineStats
 
 
 class Closable(Protocol):

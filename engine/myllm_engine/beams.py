@@ -10,7 +10,31 @@ import torch
 from .groups import Group
 from .request import CompletionOutput, Request
 from .sampling.beam import BeamSearch, Extension, Hypothesis
+from .scheduler import Scheduler
 from .sequence import Sequence
+
+
+class BeamHost:
+    """Fork and end the sequences of beam searches.
+
+    Args:
+        scheduler: of the engine.
+        copy_page: copies the keys and values of one page to another.
+    """
+
+    def __init__(self, scheduler: Scheduler, copy_page: Callable[[int, int], None]) -> None:
+        self._scheduler = scheduler
+        self._copy_page = copy_page
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """Give a new sequence the keys and values of another."""
+        pages = self._scheduler.fork(parent, child)
+        if pages is not None:
+            self._copy_page(*pages)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence away that does not go on."""
+        self._scheduler.remove(sequence)
 
 
 class BeamGroup(Group):
@@ -23,27 +47,20 @@ class BeamGroup(Group):
         request: as the user sent it.
         root: the sequence that reads the prompt.
         eos_token_ids: tokens that end a completion.
-        fork: gives a new sequence the keys and values of another (its arguments are the old and the new one).
-        remove: takes a sequence away that does not go on.
+        host: forks and removes sequences.
 
     Attributes:
         sequences: the running beams, the best first.
     """
 
     def __init__(
-        self,
-        request: Request,
-        root: Sequence,
-        eos_token_ids: frozenset[int],
-        *,
-        fork: Callable[[Sequence, Sequence], None],
-        remove: Callable[[Sequence], None],
+        self, request: Request, root: Sequence, eos_token_ids: frozenset[int], host: BeamHost
     ) -> None:
         super().__init__(request, [root])
         params = request.params
         self._prompt = _copy(root)
         self._eos_token_ids = eos_token_ids
-        self._fork, self._remove = fork, remove
+        self._host = host
         ends = set(params.stop_token_ids) | (set() if params.ignore_eos else eos_token_ids)
         self._search = BeamSearch(
             params.num_sequences,
@@ -99,14 +116,14 @@ class BeamGroup(Group):
             parent = parents[extension.parent]
             if extension.parent in heirs:
                 beam = _copy(parent)
-                self._fork(parent, beam)
+                self._host.fork(parent, beam)
             else:
                 beam = heirs[extension.parent] = parent
             self.sequences.append(beam)
         for index, parent in enumerate(parents):
             if index not in heirs:
                 parent.finish_reason = "stop"
-                self._remove(parent)
+                self._host.remove(parent)
         # Only now: forks begin where their parents were.
         for beam, extension in zip(self.sequences, going, strict=True):
             beam.append(extension.token_id, self._eos_token_ids)

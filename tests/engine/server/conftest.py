@@ -17,10 +17,10 @@ import uvicorn
 
 from myllm_engine.async_engine import AsyncEngine
 from myllm_engine.config import EngineConfig
-from myllm_engine.engine import EngineStats
 from myllm_engine.request import CompletionOutput, Request, RequestOutput, TokenLogprob
 from myllm_engine.server.app import build_app
 from myllm_engine.server.settings import ServerSettings
+from myllm_engine.stats import EngineStats
 
 
 @dataclass(frozen=True)
