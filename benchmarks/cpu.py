@@ -15,7 +15,7 @@ import random
 import statistics
 import time
 
-from myllm_engine import LLM, SamplingParams
+from myllm_engine import Engine, EngineConfig, SamplingParams
 
 # isort: split
 # The engine goes first: it sets OpenMP's wait policy, which torch reads when it is loaded.
@@ -41,31 +41,33 @@ def main() -> None:
     parser.add_argument("--quantization", default="auto")
     arguments = parser.parse_args()
     console = Console()
-    llm = LLM(
-        arguments.model,
-        device="cpu",
-        dtype=arguments.dtype,
-        quantization=arguments.quantization,
-        enable_prefix_caching=False,
-        max_num_seqs=max(arguments.batch_sizes),
+    engine = Engine(
+        EngineConfig(
+            model=arguments.model,
+            device="cpu",
+            dtype=arguments.dtype,
+            quantization=arguments.quantization,
+            enable_prefix_caching=False,
+            max_num_seqs=max(arguments.batch_sizes),
+        )
     )
-    native = llm.engine._runner._native
+    native = engine._runner._native
     if native is None:
         raise SystemExit("The model runs on torch here (see the log): there is nothing to take apart")
     table = Table(title=f"A step at context {arguments.context}, {torch.get_num_threads()} threads, ms")
     for heading in ("batch", "linears", "attention", "other", "Python", "whole", "tokens/s", "prefill, s"):
         table.add_column(heading, justify="right")
     for size in arguments.batch_sizes:
-        prefill, parts = _measure(llm, native, size, arguments.context)
+        prefill, parts = _measure(engine, native, size, arguments.context)
         whole = sum(parts.values())
         cells = [*(f"{1e3 * value:.2f}" for value in parts.values()), f"{1e3 * whole:.2f}"]
         table.add_row(str(size), *cells, f"{size / whole:.0f}", f"{prefill:.3f}")
     console.print(table)
 
 
-def _measure(llm: LLM, native: NativeModel, size: int, context: int) -> tuple[float, dict[str, float]]:
+def _measure(engine: Engine, native: NativeModel, size: int, context: int) -> tuple[float, dict[str, float]]:
     """Return the seconds to read one prompt, and those of a decode step by what they are spent on."""
-    engine, generator = llm.engine, random.Random(size)
+    generator = random.Random(size)
     # Those read first go on while the others are read; all must still run when the last step is measured.
     params = SamplingParams(temperature=0.0, max_tokens=STEPS + size * context // 64 + 8, ignore_eos=True)
     started = time.perf_counter()
