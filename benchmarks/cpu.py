@@ -4,8 +4,8 @@
 
 A step is measured inside the engine (`Engine.step`), with all sequences at about the same context; what the
 native library does not spend itself is Python: scheduling, the batch's tables, sampling, detokenization. The
-median over the steps counts. Prefill is one prompt of `--context` tokens. On a shared machine figures of
-different runs cannot be compared.
+median over the steps counts. Prefill is the time until all have their first token, by prompt. On a shared
+machine figures of different runs cannot be compared.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import random
 import statistics
 import time
 
-from myllm_engine import LLM, SamplingParams
+from myllm_engine import Engine, EngineConfig, SamplingParams
 
 # isort: split
 # The engine goes first: it sets OpenMP's wait policy, which torch reads when it is loaded.
@@ -41,52 +41,57 @@ def main() -> None:
     parser.add_argument("--quantization", default="auto")
     arguments = parser.parse_args()
     console = Console()
-    llm = LLM(
-        arguments.model,
-        device="cpu",
-        dtype=arguments.dtype,
-        quantization=arguments.quantization,
-        enable_prefix_caching=False,
-        max_num_seqs=max(arguments.batch_sizes),
+    engine = Engine(
+        EngineConfig(
+            model=arguments.model,
+            device="cpu",
+            dtype=arguments.dtype,
+            quantization=arguments.quantization,
+            enable_prefix_caching=False,
+            max_num_seqs=max(arguments.batch_sizes),
+        )
     )
-    native = llm.engine._runner._native
+    native = engine._runner._native
     if native is None:
         raise SystemExit("The model runs on torch here (see the log): there is nothing to take apart")
     table = Table(title=f"A step at context {arguments.context}, {torch.get_num_threads()} threads, ms")
     for heading in ("batch", "linears", "attention", "other", "Python", "whole", "tokens/s", "prefill, s"):
         table.add_column(heading, justify="right")
     for size in arguments.batch_sizes:
-        prefill, parts = _measure(llm, native, size, arguments.context)
+        prefill, parts = _measure(engine, native, size, arguments.context)
         whole = sum(parts.values())
         cells = [*(f"{1e3 * value:.2f}" for value in parts.values()), f"{1e3 * whole:.2f}"]
         table.add_row(str(size), *cells, f"{size / whole:.0f}", f"{prefill:.3f}")
     console.print(table)
 
 
-def _measure(llm: LLM, native: NativeModel, size: int, context: int) -> tuple[float, dict[str, float]]:
+def _measure(engine: Engine, native: NativeModel, size: int, context: int) -> tuple[float, dict[str, float]]:
     """Return the seconds to read one prompt, and those of a decode step by what they are spent on."""
-    engine, generator = llm.engine, random.Random(size)
-    params = SamplingParams(temperature=0.0, max_tokens=STEPS + 2, ignore_eos=True)
-    start = time.perf_counter()
+    generator = random.Random(size)
+    # Those read first go on while the others are read; all must still run when the last step is measured.
+    params = SamplingParams(temperature=0.0, max_tokens=STEPS + size * context // 64 + 8, ignore_eos=True)
+    started = time.perf_counter()
+    waiting: set[str] = set()
     for _ in range(size):
-        prompt = [generator.randrange(100, llm.engine.vocab_size) for _ in range(context)]
-        engine.add_request(Request(prompt_token_ids=prompt, params=params))
-    started = 0
-    while started < size:  # every prompt is read, and its first token drawn
-        started += sum(len(item.token_ids) == 1 for output in engine.step() for item in output.outputs)
-        started = min(started, size)
-        if engine.stats().num_waiting == 0 and started >= size:
-            break
-    prefill = (time.perf_counter() - start) / size
+        prompt = [generator.randrange(100, engine.vocab_size) for _ in range(context)]
+        request = Request(prompt_token_ids=prompt, params=params)
+        engine.add_request(request)
+        waiting.add(request.request_id)
+    requests = list(waiting)
+    while waiting:
+        waiting -= {output.request_id for output in engine.step()}
+    prefill = (time.perf_counter() - started) / size
     rows: list[dict[str, float]] = []
     native.seconds()
-    while engine.has_unfinished():
+    for _ in range(STEPS):
         start = time.perf_counter()
         engine.step()
         whole = time.perf_counter() - start
         parts = native.seconds()
         rows.append({**parts, "Python": whole - sum(parts.values())})
-    return prefill, {name: statistics.median(row[name] for row in rows[:STEPS]) for name in rows[0]}
+    for request_id in requests:
+        engine.abort(request_id)
+    return prefill, {name: statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
 if __name__ == "__main__":
