@@ -226,13 +226,8 @@ class Engine:
         started = time.perf_counter()
         previous, self._in_flight = self._in_flight, None
         if self._speculator is not None:
-            self._speculator.propose(
-                [
-                    item
-                    for item in self._scheduler.running
-                    if item.matcher is None and not item.params.use_beam_search
-                ]
-            )
+            running = self._scheduler.running
+            self._speculator.propose([item for item in running if not item.params.use_beam_search])
         launched = self._launch(previous)
         outputs = [] if previous is None else self._delivery.finish(previous)
         if launched is None:

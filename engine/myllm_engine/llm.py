@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from .async_engine import AsyncEngine
 from .config import EngineConfig
@@ -126,6 +127,38 @@ class LLM:
             for conversation in ([messages] if single else messages)
         ]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora=lora, priority=priority)
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: Literal["last", "mean"] = "last",
+        use_tqdm: bool | None = None,
+        lora: str | Sequence[str | None] | None = None,
+        priority: int | Sequence[int] = 0,
+    ) -> list[RequestOutput]:
+        """Return one output per prompt, in order, each with its `embedding`: `[hidden_size]`, of length 1.
+
+        Args:
+            prompts, use_tqdm, lora, priority: see `generate`.
+            pooling: "last" takes the last token's hidden state after the model's last norm, as causal models
+                that were trained to embed do; "mean" the mean over all tokens.
+
+        Raises:
+            InvalidRequestError, ContextLengthError: for any of the prompts; then nothing is computed.
+            EngineDeadError: the LLM is closed, or its engine died.
+        """
+        many = _as_list(prompts)
+        requests = [
+            dataclasses.replace(self._request(prompt, SamplingParams(), *more), pooling=pooling)
+            for prompt, *more in zip(
+                many,
+                _per_prompt("lora", lora, len(many), str, type(None)),
+                _per_prompt("priority", priority, len(many), int),
+                strict=True,
+            )
+        ]
+        return self._run(requests, use_tqdm)
 
     @property
     def loras(self) -> Mapping[str, str]:

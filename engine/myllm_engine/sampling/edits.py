@@ -82,15 +82,36 @@ def edit_logits(
         places = _places(work, biased, [edits[index].bias_ids for index in biased])
         bias = np.concatenate([edits[index].bias for index in biased])
         work.view(-1).index_add_(0, places, on_device(bias, work.device))
-    masked = [index for index, mask in enumerate(allowed) if isinstance(mask, np.ndarray)]
-    if masked:
-        # 1 becomes 0 and 0 infinity: some times faster on a CPU than a fill under a mask.
-        mask = on_device(np.stack([allowed[index] for index in masked]), work.device)
-        work[on_device(masked, work.device)] -= mask.to(torch.float32).reciprocal_().sub_(1.0)
+    _mask(work, allowed)
     _restrict(work, edits)
     _ban_words(work, rows, edits)
     _ban_ends(work, rows, edits)
     return work
+
+
+def _mask(work: torch.Tensor, allowed: Sequence[np.ndarray | Exception | None]) -> None:
+    """Leave nothing but what the constraints allow."""
+    masked = [index for index, mask in enumerate(allowed) if isinstance(mask, np.ndarray)]
+    if not masked:
+        return
+    if work.device.type == "cpu":
+        # Row by row and by the smaller side: several times faster than a fill under a mask.
+        for index in masked:
+            _mask_row(work[index].numpy(), allowed[index])
+        return
+    mask = on_device(np.stack([allowed[index] for index in masked]), work.device)
+    # 1 becomes 0 and 0 infinity.
+    work[on_device(masked, work.device)] -= mask.to(torch.float32).reciprocal_().sub_(1.0)
+
+
+def _mask_row(row: np.ndarray, mask: np.ndarray) -> None:
+    if 2 * np.count_nonzero(mask) > len(mask):
+        np.copyto(row, -np.inf, where=~mask)
+        return
+    kept = np.flatnonzero(mask)
+    values = row[kept]
+    row.fill(-np.inf)
+    row[kept] = values
 
 
 def _places(work: torch.Tensor, rows: Sequence[int], ids: Sequence[np.ndarray]) -> torch.Tensor:

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from ..batch import Batch
 from ..sequence import Sequence
+from ..structured import forced_tokens, valid_drafts
 
 # Weight of the newest observation in running means: about the last ten steps count.
 _WEIGHT = 0.1
@@ -108,9 +109,16 @@ class Speculator:
             room = sequence.max_total_tokens - len(sequence.token_ids) - 1
             if room > 0 and len(sequence.token_ids) >= record.resume:
                 wanted[sequence] = min(self._length(record.rate, share), room)
-        for sequence, drafts in self._proposer.propose(wanted).items():
-            sequence.drafts = drafts
-            self._records[sequence].length = len(sequence.token_ids)
+        proposals = self._proposer.propose(wanted)
+        for sequence, count in wanted.items():
+            drafts = proposals.get(sequence, [])
+            if sequence.matcher is not None:
+                # Where the grammar leaves one way to go on, that is right for certain.
+                drafts = forced_tokens(sequence.matcher)[:count] or drafts
+                drafts = drafts[: valid_drafts(sequence.matcher, drafts)]
+            if drafts:
+                sequence.drafts = drafts
+                self._records[sequence].length = len(sequence.token_ids)
 
     def observe(self, batch: Batch, seconds: float) -> None:
         """Look at what became of a step's drafts, and at the time it took."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 
+import jsonschema
 import pytest
 
-from myllm_engine import EngineConfig, ModelLoadError, Request, SamplingParams, SpeculativeConfig
+from myllm_engine import EngineConfig, ModelLoadError, Request, SamplingParams, SpeculativeConfig, Structured
 from myllm_engine.engine import Engine
 
 REPEATS = [5, 6, 7, 8, 9, 10, 11, 12] * 6
@@ -89,6 +91,36 @@ def test_outputs_are_those_without_speculation(make_engine, plain, tiny_model, m
         proposer = engine._speculator._proposer
         proposer.propose({})
         assert proposer._runner.pool.num_free == proposer._runner.pool.num_total
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"temperature_in_celsius": {"enum": [1, 2, 3]}, "is_it_raining": {"type": "boolean"}},
+    "required": ["temperature_in_celsius", "is_it_raining"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_a_grammar_forces_is_read_in_one_step(make_engine, temperature):
+    params = SamplingParams(
+        temperature=temperature, seed=5, max_tokens=60, structured=Structured.json_schema(SCHEMA)
+    )
+    answers, steps = [], []
+    for speculative in (None, SpeculativeConfig(num_tokens=8)):
+        engine = make_engine(speculative)
+        engine.add_request(Request(prompt_token_ids=REPEATS, params=params))
+        tokens, count = [], 0
+        while engine.has_unfinished():
+            count += 1
+            for output in engine.step():
+                assert output.error is None
+                tokens += output.outputs[0].token_ids
+        answers.append(tokens)
+        steps.append(count)
+    assert answers[0] == answers[1]
+    jsonschema.validate(json.loads(engine.tokenizer.decode(tokens)), SCHEMA)
+    assert steps[1] < 0.75 * steps[0]
 
 
 def test_another_vocabulary_is_refused(make_engine, tiny_model, tmp_path):
