@@ -115,6 +115,22 @@ def serve(
             rich_help_panel=_SPEED,
         ),
     ] = 1,
+    enforce_eager: Annotated[
+        bool,
+        typer.Option(
+            "--enforce-eager",
+            help="Capture no CUDA graphs: a start without them is faster.",
+            rich_help_panel=_SPEED,
+        ),
+    ] = False,
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Let torch.compile make the model's kernels: the start takes minutes, each step less.",
+            rich_help_panel=_SPEED,
+        ),
+    ] = False,
     enable_lora: Annotated[
         bool,
         typer.Option(
@@ -336,6 +352,8 @@ def serve(
                 enable_prefix_caching=enable_prefix_caching,
                 speculative=None if speculative_config is None else parse_speculative(speculative_config),
                 tensor_parallel_size=tensor_parallel_size,
+                cuda_graphs=not enforce_eager,
+                compile=compile,
                 lora_adapters=adapters,
                 max_loras=max_loras or max(len(adapters), int(enable_lora)),
             )
