@@ -11,6 +11,7 @@ machine figures of different runs cannot be compared.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import statistics
 import time
@@ -39,6 +40,9 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256, help="tokens before the first measured step")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--quantization", default="auto")
+    parser.add_argument(
+        "--json", action="store_true", help="print milliseconds by batch size and part instead"
+    )
     arguments = parser.parse_args()
     console = Console()
     engine = Engine(
@@ -57,8 +61,18 @@ def main() -> None:
     table = Table(title=f"A step at context {arguments.context}, {torch.get_num_threads()} threads, ms")
     for heading in ("batch", "linears", "attention", "other", "Python", "whole", "tokens/s", "prefill, s"):
         table.add_column(heading, justify="right")
-    for size in arguments.batch_sizes:
-        prefill, parts = _measure(engine, native, size, arguments.context)
+    measured = {size: _measure(engine, native, size, arguments.context) for size in arguments.batch_sizes}
+    if arguments.json:
+        print(
+            json.dumps(
+                {
+                    size: {name: round(1e3 * value, 3) for name, value in parts.items()}
+                    for size, (_, parts) in measured.items()
+                }
+            )
+        )
+        return
+    for size, (prefill, parts) in measured.items():
         whole = sum(parts.values())
         cells = [*(f"{1e3 * value:.2f}" for value in parts.values()), f"{1e3 * whole:.2f}"]
         table.add_row(str(size), *cells, f"{size / whole:.0f}", f"{prefill:.3f}")

@@ -11,7 +11,9 @@ ratios of one run mean anything. Peers with an environment of their own come wit
 from __future__ import annotations
 
 import argparse
+import json
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -137,10 +139,20 @@ def run(
             }
             for name, side in sides.items()
         }
-    return {
-        "sides": described,
-        **report.summary(rounds),
-    }
+    say("Taking a step apart …")
+    return {"sides": described, **report.summary(rounds), "step_ms": _step(settings)}
+
+
+def _step(settings: Settings) -> dict[str, dict[str, float]]:
+    """Return what our decode step spends its milliseconds on, by batch size; see `benchmarks.cpu`.
+
+    Empty where the model runs on torch, which cannot be taken apart: `benchmarks.cpu` says so.
+    """
+    sizes = [str(size) for size in settings.concurrency]
+    context = str(settings.prompt_tokens + settings.new_tokens)
+    command = ["-m", "benchmarks.cpu", "--json", "--context", context, "--batch-sizes", *sizes]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, check=False)
+    return {} if done.returncode else json.loads(done.stdout)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,13 @@ def judge(measured: dict[str, Any]) -> Iterator[dict[str, Any]]:
         )
     for size, figures in measured["structured"].items():
         yield verdict(f"structured output at {size} at once, × free text", figures["ratio"], least=0.9)
+    if "1" in measured["step_ms"]:
+        parts = measured["step_ms"]["1"]
+        yield verdict(
+            "a step's ms outside matrix products and attention, at 1 at once",
+            parts["other"] + parts["Python"],
+            most=5,
+        )
 
 
 def show(console: Console, measured: dict[str, Any], settings: Settings) -> None:
@@ -116,6 +123,11 @@ def show(console: Console, measured: dict[str, Any], settings: Settings) -> None
             *(_number(figures[name]["tokens_per_second"]) for name in ("free", "schema")),
             f"{figures['ratio']:.2f}×",
         )
+    console.print(table)
+    parts = list(next(iter(measured["step_ms"].values()), {}))
+    table = _table("Where our decode step spends its milliseconds", *parts)
+    for size, figures in measured["step_ms"].items():
+        table.add_row(f"{size} at once", *(f"{figures[part]:.2f}" for part in parts))
     console.print(table)
     table = _table("Each side", "weights", "loading, s", "peak memory, MB", "versions")
     for name, side in measured["sides"].items():

@@ -140,8 +140,10 @@ def test_the_engine_benchmark_measures_all_it_names(tmp_path):
     assert min(measured["prefix"]["myllm"].values()) > 0
     # Without peers only the structured output can be judged.
     assert [verdict["target"].partition(":")[0] for verdict in measured["verdicts"]] == [
-        f"structured output at {size} at once, × free text" for size in (1, 2)
+        *(f"structured output at {size} at once, × free text" for size in (1, 2)),
+        "a step's ms outside matrix products and attention, at 1 at once",
     ]
+    assert set(measured["step_ms"]["1"]) == {"linears", "attention", "other", "Python"}
     for verdict in measured["verdicts"]:
         assert verdict["target"] in done.stdout
     drawn = importlib.util.find_spec("matplotlib") is not None
@@ -182,6 +184,7 @@ def test_how_far_ahead_the_engine_is_and_its_verdicts():
             },
         }
     )
+    measured["step_ms"] = {"1": {"linears": 5.0, "attention": 1.0, "other": 0.5, "Python": 1.0}}
     vllm = measured["concurrency"]["8"]["vllm"]
     assert vllm["tokens_per_second"] == 30  # the median of 20 and 40
     assert [vllm[f"ahead_{field}"] for field in ("tokens_per_second", "first_token_ms")] == pytest.approx(
@@ -198,6 +201,7 @@ def test_how_far_ahead_the_engine_is_and_its_verdicts():
         "tokens/s at 8 at once, × llama.cpp, the nearest peer": (pytest.approx(0.8), False),
         "time to first token after 1,000 shared tokens, without the cache / with it": (12.5, True),
         "structured output at 8 at once, × free text": (0.85, False),
+        "a step's ms outside matrix products and attention, at 1 at once": (1.5, True),
     }
 
 
