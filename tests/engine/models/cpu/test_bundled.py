@@ -15,7 +15,7 @@ from myllm_engine.engine import Engine
 from myllm_engine.models.cpu.model import NativeModel
 from myllm_engine.request import Request, SamplingParams
 
-from ..conftest import CHATS, PROMPTS
+from ...conftest import CHATS, PROMPTS
 from .conftest import make_batch
 
 
