@@ -6,16 +6,16 @@ import time
 from typing import Any
 
 from benchmarks.engine.worker import Side
-from myllm_engine import LLM, Request, SamplingParams, Structured
+from myllm_engine import Engine, EngineConfig, Request, SamplingParams, Structured
 
 
 class MyLLM(Side):
-    """`LLM`, stepped here, so that each token's time is known."""
+    """`Engine`, stepped here, so that each token's time is known."""
 
     packages = ("myllm-suite", "torch", "transformers")
 
     def __init__(self, **config: Any) -> None:
-        self._llm = LLM(device="cpu", **config)
+        self._engine = Engine(EngineConfig(device="cpu", **config))
 
     def generate(
         self, prompts: list[list[int]], new_tokens: int, schema: dict[str, Any] | None
@@ -26,7 +26,7 @@ class MyLLM(Side):
             ignore_eos=True,
             structured=None if schema is None else Structured.json_schema(schema),
         )
-        engine = self._llm.engine
+        engine = self._engine
         requests = [Request(prompt_token_ids=prompt, params=params) for prompt in prompts]
         times: dict[str, list[float]] = {request.request_id: [] for request in requests}
         for request in requests:
@@ -42,4 +42,4 @@ class MyLLM(Side):
         return list(times.values())
 
     def tokenize(self, text: str) -> list[int]:
-        return self._llm.tokenizer.encode(text)
+        return self._engine.tokenizer.encode(text)
