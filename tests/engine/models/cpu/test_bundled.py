@@ -50,7 +50,7 @@ def test_weights_are_the_files_own_blocks(quantized):
 
 @torch.inference_mode()
 def test_predictions_stay_near_those_of_dequantised_weights(quantized, dense, tokenizer):
-    """The roundings of activations and of the cache may cost no more than a rounding of weights to 8 bits does."""
+    """What is left is the cache's rounding, where it is bfloat16; with activations in 8 bits it was 3e-3."""
     native = quantized._runner._native
     texts = [tokenizer.encode(text) for text in PROMPTS] + [tokenizer.encode_chat(chat) for chat in CHATS]
     divergence, agree, ours, theirs, count = 0.0, 0, 0.0, 0.0, 0
@@ -66,21 +66,33 @@ def test_predictions_stay_near_those_of_dequantised_weights(quantized, dense, to
         count += len(ids)
     figures = (divergence / count, agree / count, ours / theirs)
     assert count > 1000
-    assert divergence / count < 0.01, figures
-    assert agree / count > 0.95, figures
-    assert ours / theirs < 1.01, figures
+    assert divergence / count < 1e-4, figures
+    assert agree / count > 0.99, figures
+    assert abs(ours / theirs - 1) < 1e-3, figures
 
 
-def test_greedy_answers_make_sense(quantized, tokenizer):
-    request = Request(
-        prompt_token_ids=tokenizer.encode("The capital of France is"),
-        params=SamplingParams(temperature=0, max_tokens=4),
-    )
-    quantized.add_request(request)
-    text = ""
+def test_greedy_answers_are_those_of_float32(quantized, references, tokenizer):
+    """References are transformers' own; a near tie may still break another way, but not the plain question."""
+    requests = [
+        Request(
+            prompt_token_ids=reference.prompt_token_ids,
+            params=SamplingParams(temperature=0, max_tokens=len(reference.token_ids)),
+        )
+        for reference in references
+    ]
+    answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    for request in requests:
+        quantized.add_request(request)
     while quantized.has_unfinished():
-        text += "".join(item.text for output in quantized.step() for item in output.outputs)
-    assert text.startswith(" Paris")
+        for output in quantized.step():
+            answers[output.request_id] += output.outputs[0].token_ids
+    same = [
+        answer == reference.token_ids for answer, reference in zip(answers.values(), references, strict=True)
+    ]
+    assert sum(same) >= 0.9 * len(same), same
+    question = len(PROMPTS)  # the first chat
+    assert same[question]
+    assert "The capital of France is Paris." in tokenizer.decode(references[question].token_ids)
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ static int input_allocate(Input *input, int tokens, int blocks) {
     size_t count = (size_t)(tokens + input->tile - 1) / input->tile * input->tile * blocks;
     input->blocks = blocks;
     input->x = allocate(count * BLOCK * 4);
-    input->q = allocate(count * BLOCK);
+    input->q = allocate(count * CODE_BYTES);
     input->scale = allocate(count * 4);
     input->scaled_sum = allocate(count * 4);
     input->sum = allocate(count * 4);

@@ -11,9 +11,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define TILE_INPUT 4   /* tile register of 16 tokens, 32 codes each */
-#define TILE_WEIGHTS 5 /* of 8 quadruples of 16 rows; registers 0 to 3 hold sums */
-#define AT_ONCE 4
+#define AT_ONCE 3      /* blocks; registers 0 to 5 hold their sums, of upper and of lower halves in turns */
+#define TILE_INPUT 6   /* tile register of 16 tokens, half of 32 codes each */
+#define TILE_WEIGHTS 7 /* of 8 quadruples of 16 rows */
 #define MIN_TOKENS_FOR_TILES 9 /* a tile of fewer takes as long as a full one */
 
 static int tiles_allowed;
@@ -31,7 +31,7 @@ static void tiles_begin(void) {
         uint16_t row_bytes[16];
         uint8_t rows[16];
     } shape = {.palette = 1};
-    for (int i = 0; i < AT_ONCE; i++) shape.row_bytes[i] = 64, shape.rows[i] = 16;
+    for (int i = 0; i < 2 * AT_ONCE; i++) shape.row_bytes[i] = 64, shape.rows[i] = 16;
     shape.row_bytes[TILE_INPUT] = BLOCK, shape.rows[TILE_INPUT] = 16;
     shape.row_bytes[TILE_WEIGHTS] = 64, shape.rows[TILE_WEIGHTS] = 8;
     if (tiles_allowed) _tile_loadconfig(&shape);
@@ -41,14 +41,19 @@ static void tiles_end(void) {
     if (tiles_allowed) _tile_release();
 }
 
-#define SUM_TILE(i)                                                                                            \
+#define SUM_HALF(tile, codes, dots)                                                                            \
+    _tile_zero(tile);                                                                                          \
+    _tile_loadd(TILE_INPUT, codes, CODE_BYTES);                                                                \
+    if (format == Q4) _tile_dpbsud(tile, TILE_INPUT, TILE_WEIGHTS);                                            \
+    else _tile_dpbssd(tile, TILE_INPUT, TILE_WEIGHTS);                                                         \
+    _tile_stored(tile, dots, 64);
+
+#define SUM_TILE(i, even, odd)                                                                                 \
     if (i < count) {                                                                                           \
-        _tile_zero(i);                                                                                         \
-        _tile_loadd(TILE_INPUT, input->q + (at + (size_t)i * TILE) * BLOCK, BLOCK);                            \
+        const int8_t *q = input->q + (at + (size_t)i * TILE) * CODE_BYTES;                                     \
         _tile_loadd(TILE_WEIGHTS, codes[i], 64);                                                               \
-        if (format == Q4) _tile_dpbsud(i, TILE_INPUT, TILE_WEIGHTS);                                           \
-        else _tile_dpbssd(i, TILE_INPUT, TILE_WEIGHTS);                                                        \
-        _tile_stored(i, dots[i], 64);                                                                          \
+        SUM_HALF(even, q, upper[i])                                                                            \
+        SUM_HALF(odd, q + BLOCK, lower[i])                                                                     \
     }
 
 INLINE void product_tiles(const int format, const Linear *linear, int group, const Input *input, size_t at, f32x16 *out) {
@@ -56,7 +61,7 @@ INLINE void product_tiles(const int format, const Linear *linear, int group, con
     const uint8_t *weights = linear->weights + first * block_bytes(format);
     const uint16_t *scales = linear->scales + first * block_scales(format);
     u8x64 codes[AT_ONCE][8];
-    i32x16 dots[AT_ONCE][TILE];
+    i32x16 upper[AT_ONCE][TILE], lower[AT_ONCE][TILE];
     f32x16 sums[TILE];
 #pragma GCC unroll 16
     for (int t = 0; t < TILE; t++) sums[t] = splat(0);
@@ -70,17 +75,17 @@ INLINE void product_tiles(const int format, const Linear *linear, int group, con
                     codes[i][j + 4] = all >> 4;
                 } else codes[i][j] = all ^ 0x80; /* signed again */
             }
-        SUM_TILE(0)
-        SUM_TILE(1)
-        SUM_TILE(2)
-        SUM_TILE(3)
+        SUM_TILE(0, 0, 1)
+        SUM_TILE(1, 2, 3)
+        SUM_TILE(2, 4, 5)
         for (int i = 0; i < count; i++, scales += block_scales(format)) {
             f32x16 d = load_f16(scales), m;
             if (format == Q4) m = load_f16(scales + LANES);
             size_t place = at + (size_t)i * TILE;
 #pragma GCC unroll 16
             for (int t = 0; t < TILE; t++) {
-                sums[t] += to_float(dots[i][t]) * (d * input->scale[place + t]);
+                i32x16 dot = (upper[i][t] << 8) + lower[i][t];
+                sums[t] += to_float(dot) * (d * input->scale[place + t]);
                 if (format == Q4) sums[t] += m * input->scaled_sum[place + t];
             }
         }
@@ -89,6 +94,7 @@ INLINE void product_tiles(const int format, const Linear *linear, int group, con
     for (int t = 0; t < TILE; t++) out[t] = sums[t];
 }
 #undef SUM_TILE
+#undef SUM_HALF
 
 /* As `linear_tile`, with tiles where they help. */
 static void linear_product(const Linear *linear, int group, const Input *input, int t0, int count, f32x16 *out) {
