@@ -93,6 +93,21 @@ def test_outputs_are_those_without_speculation(make_engine, plain, tiny_model, m
         assert proposer._runner.pool.num_free == proposer._runner.pool.num_total
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_embeddings_are_those_without_speculation(make_engine, pooling):
+    # One token more than a step reads: the last chunk looks like a decode.
+    prompt = (REPEATS * 2)[:33]
+    embeddings = []
+    for speculative in (None, SpeculativeConfig(num_tokens=3, min_ngram=1)):
+        engine = make_engine(speculative)
+        engine.add_request(Request(prompt_token_ids=prompt, pooling=pooling))
+        outputs = []
+        while engine.has_unfinished():
+            outputs += engine.step()
+        embeddings.append(outputs[-1].embedding)
+    assert embeddings[1] == pytest.approx(embeddings[0], abs=1e-4)
+
+
 SCHEMA = {
     "type": "object",
     "properties": {"temperature_in_celsius": {"enum": [1, 2, 3]}, "is_it_raining": {"type": "boolean"}},
