@@ -22,6 +22,7 @@ PARAMS = {
         temperature=0.0, repetition_penalty=1.2, frequency_penalty=0.5, max_tokens=24, ignore_eos=True
     ),
     "stopped": SamplingParams(temperature=0.0, max_tokens=24, min_tokens=3, stop_token_ids=[7, 8, 9]),
+    "echoed": SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, prompt_logprobs=1),
     "several": SamplingParams(temperature=0.8, seed=3, n=3, max_tokens=12, ignore_eos=True),
 }
 
