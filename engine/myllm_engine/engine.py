@@ -22,7 +22,7 @@ from .request import Request, RequestOutput
 from .runner import ModelRunner
 from .sampler import draw_tokens
 from .scheduler import Scheduler
-from .sequence import Matcher, PreparedRequest
+from .sequence import Matcher, PreparedRequest, Sequence
 from .speculative import make_speculator
 from .stats import EngineStats
 from .structured import GrammarCompiler, allowed_tokens
@@ -226,8 +226,7 @@ class Engine:
         started = time.perf_counter()
         previous, self._in_flight = self._in_flight, None
         if self._speculator is not None:
-            running = self._scheduler.running
-            self._speculator.propose([item for item in running if not item.params.use_beam_search])
+            self._speculator.propose([item for item in self._scheduler.running if _draws_alone(item)])
         launched = self._launch(previous)
         outputs = [] if previous is None else self._delivery.finish(previous)
         if launched is None:
@@ -288,3 +287,8 @@ class Engine:
             prompt_tokens_total=self._prompt_tokens,
             generation_tokens_total=self._delivery.generation_tokens,
         )
+
+
+def _draws_alone(sequence: Sequence) -> bool:
+    """Tell whether a sequence's rows give its next tokens: an embedding has none, beams choose together."""
+    return sequence.request.pooling is None and not sequence.params.use_beam_search

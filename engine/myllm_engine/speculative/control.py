@@ -132,7 +132,8 @@ class Speculator:
 
     def _settle(self, sequence: Sequence, proposed: int, share: float) -> None:
         record = self._records[sequence]
-        accepted = len(sequence.token_ids) - record.length - 1
+        # One token is drawn in any case, unless the request failed.
+        accepted = max(0, len(sequence.token_ids) - record.length - 1)
         self.num_drafted += proposed
         self.num_accepted += accepted
         record.rate += 2 * _WEIGHT * (accepted / proposed - record.rate)

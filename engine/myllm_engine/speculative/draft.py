@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import torch
 from ..batch import Batch, build_batch
 from ..errors import EngineError
 from ..kv_cache import PagePool
+from ..request import Request
 from ..sampler import sample
 from ..scheduler import Scheduled
 from ..sequence import Sequence
@@ -65,7 +67,7 @@ class DraftProposer:
         shadow = self._shadows.get(sequence)
         if shadow is None:
             shadow = Sequence(
-                request=sequence.request,
+                request=_without_logprobs(sequence.request),
                 index=sequence.index,
                 seed=sequence.seed,
                 max_total_tokens=sequence.max_total_tokens,
@@ -116,6 +118,12 @@ class DraftProposer:
             if sequence.finish_reason is not None:
                 del self._shadows[sequence]
                 self._runner.pool.free(shadow.pages)
+
+
+def _without_logprobs(request: Request) -> Request:
+    """Return a request that draws the same tokens: nobody asks for the small model's log-probabilities."""
+    params = dataclasses.replace(request.params, logprobs=None, prompt_logprobs=None)
+    return dataclasses.replace(request, params=params)
 
 
 def _common_prefix(first: list[int], second: list[int], *, start: int) -> int:

@@ -22,6 +22,7 @@ PARAMS = {
         temperature=0.0, repetition_penalty=1.2, frequency_penalty=0.5, max_tokens=24, ignore_eos=True
     ),
     "stopped": SamplingParams(temperature=0.0, max_tokens=24, min_tokens=3, stop_token_ids=[7, 8, 9]),
+    "echoed": SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, prompt_logprobs=1),
     "several": SamplingParams(temperature=0.8, seed=3, n=3, max_tokens=12, ignore_eos=True),
 }
 
@@ -91,6 +92,21 @@ def test_outputs_are_those_without_speculation(make_engine, plain, tiny_model, m
         proposer = engine._speculator._proposer
         proposer.propose({})
         assert proposer._runner.pool.num_free == proposer._runner.pool.num_total
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_embeddings_are_those_without_speculation(make_engine, pooling):
+    # One token more than a step reads: the last chunk looks like a decode.
+    prompt = (REPEATS * 2)[:33]
+    embeddings = []
+    for speculative in (None, SpeculativeConfig(num_tokens=3, min_ngram=1)):
+        engine = make_engine(speculative)
+        engine.add_request(Request(prompt_token_ids=prompt, pooling=pooling))
+        outputs = []
+        while engine.has_unfinished():
+            outputs += engine.step()
+        embeddings.append(outputs[-1].embedding)
+    assert embeddings[1] == pytest.approx(embeddings[0], abs=1e-4)
 
 
 SCHEMA = {
