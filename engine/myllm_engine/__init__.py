@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from .async_engine import AsyncEngine
     from .config import EngineConfig, SpeculativeConfig
+    from .constraint import Structured
     from .engine import Engine
     from .errors import (
         ContextLengthError,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
         QueueFullError,
     )
     from .llm import LLM
-    from .request import CompletionOutput, Request, RequestOutput, SamplingParams, Structured, TokenLogprob
+    from .request import CompletionOutput, Request, RequestOutput, SamplingParams, TokenLogprob
     from .stats import EngineStats
     from .tokenizer import Tokenizer
 
@@ -73,7 +74,7 @@ _MODULES = {
     "RequestOutput": "request",
     "SamplingParams": "request",
     "SpeculativeConfig": "config",
-    "Structured": "request",
+    "Structured": "constraint",
     "TokenLogprob": "request",
     "Tokenizer": "tokenizer",
 }

@@ -5,13 +5,15 @@ Imports no torch, so that a server can start without it.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
+from . import checks
+from .checks import LARGEST
+from .constraint import Structured
 from .errors import EngineError, InvalidRequestError
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -19,100 +21,9 @@ FinishReason = Literal["stop", "length", "abort"]
 _MAX_SEED = 2**63 - 1
 # Below this a temperature is taken as 0 (as in vLLM): the quotients would leave float32's range.
 _MIN_TEMPERATURE = 1e-5
-# Logits are float32: within these bounds whatever is computed from them stays finite.
-_LARGEST = 1e30
 _LARGEST_PENALTY = 1e6
 # As OpenAI's.
 _MAX_N = 128
-# They are looked for after each token, and all running requests wait meanwhile.
-_MAX_STOPS = 64
-_MAX_STOP_CHARACTERS = 4096
-# Tokenised while the request is checked.
-_MAX_BAD_WORDS = 1024
-_MAX_BAD_CHARACTERS = 65536
-
-
-@dataclass(frozen=True, slots=True)
-class Structured:
-    """Constrain the text of a completion; the constructors below take what users have.
-
-    Attributes:
-        kind: what `value` is.
-        value: a JSON Schema as JSON; a regular expression in Rust's syntax, for the whole text; a JSON list
-            of strings, one of which is the text; a grammar in Lark's notation or in EBNF; or a structural tag
-            as JSON.
-        param: the request's field it came from, for messages.
-        whitespace: of "json_schema": a regular expression for what may stand between JSON's tokens; None:
-            nothing may.
-    """
-
-    kind: Literal["json_schema", "regex", "choice", "grammar", "structural_tag"]
-    value: str
-    param: str = field(default="structured", compare=False)
-    whitespace: str | None = None
-
-    @classmethod
-    def json_schema(
-        cls,
-        schema: Mapping[str, object] | str,
-        *,
-        whitespace_pattern: str | None = None,
-        disable_additional_properties: bool = False,
-        param: str = "structured",
-    ) -> Structured:
-        """Constrain the text to JSON that is valid under a schema, given as an object or as JSON.
-
-        Args:
-            schema: the JSON Schema.
-            whitespace_pattern: what may stand between JSON's tokens; None: the text is compact.
-            disable_additional_properties: allow only named properties, in objects that don't say
-                `additionalProperties` (as in vLLM).
-            param: the request's field it came from, for messages.
-        """
-        document = _json_object(schema, "JSON Schema", param)
-        if disable_additional_properties:
-            document = _without_additional_properties(document)
-        if whitespace_pattern is not None:
-            _nonempty(whitespace_pattern, param)
-        return cls("json_schema", _as_json(document, param), param, whitespace_pattern)
-
-    @classmethod
-    def json_object(cls, *, param: str = "structured") -> Structured:
-        """Constrain the text to any JSON object."""
-        return cls.json_schema({"type": "object"}, param=param)
-
-    @classmethod
-    def regex(cls, pattern: str, *, param: str = "structured") -> Structured:
-        """Constrain the text to match a regular expression from its first character to its last."""
-        return cls("regex", _nonempty(pattern, param), param)
-
-    @classmethod
-    def choice(cls, choices: Sequence[str], *, param: str = "structured") -> Structured:
-        """Constrain the text to be one of several."""
-        strings = isinstance(choices, Sequence) and not isinstance(choices, str) and len(choices) > 0
-        if not strings or not all(isinstance(item, str) and item for item in choices):
-            raise InvalidRequestError(
-                f"`{param}` must be a list of one or more non-empty strings; got {choices!r}", param=param
-            )
-        return cls("choice", json.dumps(list(choices)), param)
-
-    @classmethod
-    def grammar(cls, text: str, *, param: str = "structured") -> Structured:
-        """Constrain the text by a context-free grammar, in Lark's notation or in EBNF (llama.cpp's GBNF)."""
-        return cls("grammar", _nonempty(text, param), param)
-
-    @classmethod
-    def structural_tag(cls, tag: Mapping[str, object] | str, *, param: str = "structured") -> Structured:
-        """Leave the text free but for tagged parts, such as calls of tools.
-
-        Args:
-            tag: an object or JSON: `{"structures": [{"begin", "schema", "end"}, ...], "triggers": [...]}`, or
-                XGrammar's `{"format": {...}}`. Where a trigger occurs in the text, one of the structures that
-                begin with it must follow.
-            param: the request's field it came from, for messages.
-        """
-        document = _json_object(tag, "structural tag", param)
-        return cls("structural_tag", _as_json(document, param), param)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,21 +109,21 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, low=1)
-        _check_float("temperature", self.temperature, low=0.0, high=_LARGEST)
-        _check_int("top_k", self.top_k, low=-1)
-        _check_float("top_p", self.top_p, low=0.0, high=1.0, open_low=True)
-        _check_float("min_p", self.min_p, low=0.0, high=1.0)
-        _check_float("typical_p", self.typical_p, low=0.0, high=1.0, open_low=True)
-        _check_float(
+            checks.check_int("max_tokens", self.max_tokens, low=1)
+        checks.check_float("temperature", self.temperature, low=0.0, high=LARGEST)
+        checks.check_int("top_k", self.top_k, low=-1)
+        checks.check_float("top_p", self.top_p, low=0.0, high=1.0, open_low=True)
+        checks.check_float("min_p", self.min_p, low=0.0, high=1.0)
+        checks.check_float("typical_p", self.typical_p, low=0.0, high=1.0, open_low=True)
+        checks.check_float(
             "repetition_penalty", self.repetition_penalty, low=1 / _LARGEST_PENALTY, high=_LARGEST_PENALTY
         )
-        _check_float("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
-        _check_float("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
+        checks.check_float("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
+        checks.check_float("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
         if self.seed is not None:
-            _check_int("seed", self.seed, low=-_MAX_SEED - 1, high=_MAX_SEED)
-        _check_int("n", self.n, low=1, high=_MAX_N)
-        _check_int("min_tokens", self.min_tokens, low=0)
+            checks.check_int("seed", self.seed, low=-_MAX_SEED - 1, high=_MAX_SEED)
+        checks.check_int("n", self.n, low=1, high=_MAX_N)
+        checks.check_int("min_tokens", self.min_tokens, low=0)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"`min_tokens` ({self.min_tokens}) must not be above `max_tokens` ({self.max_tokens})",
@@ -220,7 +131,7 @@ class SamplingParams:
             )
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), low=0)
+                checks.check_int(name, getattr(self, name), low=0)
         self._check_candidates()
         for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens", "use_beam_search"):
             if not isinstance(getattr(self, name), bool):
@@ -228,17 +139,19 @@ class SamplingParams:
                     f"`{name}` must be a boolean; got {getattr(self, name)!r}", param=name
                 )
         # A frozen dataclass is normalised through object.__setattr__: afterwards these have one type each.
-        object.__setattr__(self, "stop", _stop_strings(self.stop))
-        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
-        object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
-        object.__setattr__(self, "allowed_token_ids", _token_ids("allowed_token_ids", self.allowed_token_ids))
-        object.__setattr__(self, "bad_words", _bad_words(self.bad_words))
+        object.__setattr__(self, "stop", checks.stop_strings(self.stop))
+        object.__setattr__(self, "stop_token_ids", checks.token_ids("stop_token_ids", self.stop_token_ids))
+        object.__setattr__(self, "logit_bias", checks.logit_bias(self.logit_bias))
+        object.__setattr__(
+            self, "allowed_token_ids", checks.token_ids("allowed_token_ids", self.allowed_token_ids)
+        )
+        object.__setattr__(self, "bad_words", checks.bad_words(self.bad_words))
 
     def _check_candidates(self) -> None:
         """Check `best_of` and the beam search's parameters."""
         if self.best_of is not None:
-            _check_int("best_of", self.best_of, low=self.n, high=_MAX_N)
-        _check_float("length_penalty", self.length_penalty, low=-10.0, high=10.0)
+            checks.check_int("best_of", self.best_of, low=self.n, high=_MAX_N)
+        checks.check_float("length_penalty", self.length_penalty, low=-10.0, high=10.0)
         if self.early_stopping not in (True, False, "never"):
             raise InvalidRequestError(
                 f"`early_stopping` must be true, false or 'never'; got {self.early_stopping!r}",
@@ -299,8 +212,8 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:
             raise InvalidRequestError("The prompt is empty: it needs at least one token", param="prompt")
-        object.__setattr__(self, "prompt_token_ids", list(_token_ids("prompt", self.prompt_token_ids)))
-        _check_int("priority", self.priority, low=-_MAX_SEED - 1, high=_MAX_SEED)
+        object.__setattr__(self, "prompt_token_ids", list(checks.token_ids("prompt", self.prompt_token_ids)))
+        checks.check_int("priority", self.priority, low=-_MAX_SEED - 1, high=_MAX_SEED)
         if self.pooling not in (None, "last", "mean"):
             raise InvalidRequestError(
                 f"`pooling` must be 'last' or 'mean', or None for a completion; got {self.pooling!r}",
@@ -396,122 +309,3 @@ class RequestOutput:
         self.embedding = self.embedding or new.embedding
         self.num_cached_tokens = max(self.num_cached_tokens, new.num_cached_tokens)
         self.error = self.error or new.error
-
-
-def _json_object(value: object, what: str, param: str) -> Mapping[str, object]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequestError(f"`{param}` is not JSON: {error}", param=param) from None
-    if not isinstance(value, Mapping):
-        raise InvalidRequestError(f"`{param}` must be a {what} object; got {value!r}", param=param)
-    return value
-
-
-def _as_json(value: object, param: str) -> str:
-    try:
-        return json.dumps(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"`{param}` cannot be written as JSON: {error}", param=param) from None
-
-
-def _without_additional_properties(schema: Any) -> Any:
-    """Return a schema whose objects with named properties have no others, unless they say so."""
-    if isinstance(schema, Mapping):
-        closed = {name: _without_additional_properties(value) for name, value in schema.items()}
-        if "properties" in closed or "patternProperties" in closed:
-            closed.setdefault("additionalProperties", False)
-        return closed
-    if isinstance(schema, list):
-        return [_without_additional_properties(item) for item in schema]
-    return schema
-
-
-def _nonempty(text: object, param: str) -> str:
-    if not isinstance(text, str) or not text:
-        raise InvalidRequestError(f"`{param}` must be a non-empty string; got {text!r}", param=param)
-    return text
-
-
-def _check_int(name: str, value: object, *, low: int, high: int | None = None) -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int)
-        or value < low
-        or (high is not None and value > high)
-    ):
-        limits = f"of {low} or more" if high is None else f"between {low} and {high}"
-        raise InvalidRequestError(f"`{name}` must be an integer {limits}; got {value!r}", param=name)
-
-
-def _check_float(name: str, value: object, *, low: float, high: float, open_low: bool = False) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # Written so that NaN is refused as well.
-    if not number or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
-        limits = f"above {low:g}" if open_low else f"at least {low:g}"
-        limits += f" and at most {high:g}"
-        raise InvalidRequestError(f"`{name}` must be a number {limits}; got {value!r}", param=name)
-
-
-def _stop_strings(value: object) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = (value,)
-    if value is None:
-        return ()
-    if not isinstance(value, Sequence) or not all(isinstance(item, str) and item for item in value):
-        raise InvalidRequestError(f"`stop` must hold non-empty strings; got {value!r}", param="stop")
-    if len(value) > _MAX_STOPS or sum(map(len, value)) > _MAX_STOP_CHARACTERS:
-        raise InvalidRequestError(
-            f"`stop` may hold {_MAX_STOPS} strings with {_MAX_STOP_CHARACTERS} characters together; got "
-            f"{len(value)} with {sum(map(len, value))}",
-            param="stop",
-        )
-    return tuple(value)
-
-
-def _bad_words(value: object) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    if (
-        isinstance(value, str)
-        or not isinstance(value, Sequence)
-        or not all(isinstance(item, str) and item.strip() for item in value)
-    ):
-        raise InvalidRequestError(
-            f"`bad_words` must be a list of strings that are not blank; got {value!r}", param="bad_words"
-        )
-    if len(value) > _MAX_BAD_WORDS or sum(map(len, value)) > _MAX_BAD_CHARACTERS:
-        raise InvalidRequestError(
-            f"`bad_words` may hold {_MAX_BAD_WORDS} words with {_MAX_BAD_CHARACTERS} characters together; "
-            f"got {len(value)} with {sum(map(len, value))}",
-            param="bad_words",
-        )
-    return tuple(value)
-
-
-def _token_ids(name: str, value: object) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        raise InvalidRequestError(f"`{name}` must be a list of token ids; got {value!r}", param=name)
-    for item in value:
-        if isinstance(item, bool) or not isinstance(item, int) or item < 0:
-            raise InvalidRequestError(f"`{name}` must hold token ids of 0 or more; got {item!r}", param=name)
-    return tuple(value)
-
-
-def _logit_bias(value: object) -> Mapping[int, float]:
-    if value is None:
-        return MappingProxyType({})
-    if not isinstance(value, Mapping):
-        raise InvalidRequestError(
-            f"`logit_bias` must map token ids to numbers; got {value!r}", param="logit_bias"
-        )
-    for token_id, bias in value.items():
-        if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
-            raise InvalidRequestError(
-                f"`logit_bias` keys must be token ids of 0 or more; got {token_id!r}", param="logit_bias"
-            )
-        _check_float("logit_bias", bias, low=-_LARGEST, high=_LARGEST)
-    return MappingProxyType(dict(value))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from myllm_engine.constraint import Structured
 from myllm_engine.errors import ConstraintError, EngineError, GenerationError
-from myllm_engine.request import Request, SamplingParams, Structured
+from myllm_engine.request import Request, SamplingParams
 from myllm_engine.sampler import SampledToken, sample
 from myllm_engine.sampling.bad_words import BadWords
 from myllm_engine.sequence import Row, Sequence

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from myllm_engine.constraint import Structured
 from myllm_engine.errors import ConstraintError, EngineError, InvalidRequestError, QueueFullError
-from myllm_engine.request import Structured
 from myllm_engine.structured import GrammarCompiler
 
 VOCAB_SIZE = 49152

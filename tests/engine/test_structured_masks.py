@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from myllm_engine.constraint import Structured
 from myllm_engine.errors import ConstraintError
-from myllm_engine.request import Structured
 from myllm_engine.structured import (
     GrammarCompiler,
     allowed_tokens,

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
+from myllm_engine.constraint import Structured
 from myllm_engine.errors import InvalidRequestError
-from myllm_engine.request import Structured
 from myllm_engine.structured import GrammarCompiler
 
 WEATHER = {

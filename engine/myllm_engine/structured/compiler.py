@@ -10,8 +10,8 @@ from collections import OrderedDict
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from ..constraint import Structured
 from ..errors import EngineError, InvalidRequestError, QueueFullError
-from ..request import Structured
 from . import trial
 from .grammar import check_size, name_of, refused, to_grammar
 from .matcher import Grammar, Matcher

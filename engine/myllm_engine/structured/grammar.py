@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from ..constraint import Structured
 from ..errors import InvalidRequestError
-from ..request import Structured
 from .ebnf import ebnf_to_lark, is_ebnf
 from .tags import tags_to_grammar
 

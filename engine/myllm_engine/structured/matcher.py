@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..constraint import Structured
 from ..errors import ConstraintError
-from ..request import Structured
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher

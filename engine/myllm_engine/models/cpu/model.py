@@ -33,7 +33,7 @@ class NativeModel:
     """Hold a model's weights as the native library wants them, and run it over batches.
 
     Low-bit weights are multiplied with activations rounded to 16 bits, which costs nothing that shows: the
-    results are those of the dequantised weights, to about 1e-5. (The cache, where it is bfloat16, costs more.)
+    results are those of the dequantised weights, to about 1e-5. (A cache in bfloat16 costs more.)
 
     Keys and values lie in the memory of a `KVCache`, but inside a page in an order of their own:
     keys `[kv_heads, dim, page_size]`, values `[kv_heads, page_size, dim]`.

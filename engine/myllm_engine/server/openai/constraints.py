@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from ...request import Structured
+from ...constraint import Structured
 from ..errors import invalid
 from ..fields import StrictModel, refusal
 

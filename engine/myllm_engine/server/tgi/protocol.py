@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StrictInt
 
-from ...request import SamplingParams, Structured
+from ...constraint import Structured
+from ...request import SamplingParams
 from ..errors import invalid
 from ..fields import StrictModel
 from ..settings import ServerSettings
