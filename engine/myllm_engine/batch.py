@@ -94,13 +94,26 @@ def build_batch(step: list[Scheduled], *, page_size: int, device: torch.device) 
         slots += [pages[place // page_size] * page_size + place % page_size for place in range(start, end)]
         context_lens.append(end)
         adapters += [sequence.adapter] * item.num_tokens
-    tables = torch.tensor([input_ids, positions, slots], dtype=torch.int64).to(device, non_blocking=True)
+    tensors = _to_device(
+        [
+            input_ids,
+            positions,
+            slots,
+            [place for place, _ in pending],
+            [row for _, row in pending],
+            index.samples + index.prompts,
+            index.hidden,
+        ],
+        device,
+    )
     return Batch(
-        input_ids=tables[0],
-        pending_places=torch.tensor([place for place, _ in pending], dtype=torch.int64, device=device),
-        pending_rows=torch.tensor([row for _, row in pending], dtype=torch.int64, device=device),
-        positions=tables[1],
-        slots=tables[2],
+        input_ids=tensors[0],
+        positions=tensors[1],
+        slots=tensors[2],
+        pending_places=tensors[3],
+        pending_rows=tensors[4],
+        logits_index=tensors[5],
+        hidden_index=tensors[6],
         query_lens=[item.num_tokens for item in ordered],
         context_lens=context_lens,
         page_tables=[
@@ -108,14 +121,20 @@ def build_batch(step: list[Scheduled], *, page_size: int, device: torch.device) 
             for item, end in zip(ordered, context_lens, strict=True)
         ],
         num_decodes=len(decodes),
-        logits_index=torch.tensor(index.samples + index.prompts, dtype=torch.int64, device=device),
         rows=index.rows,
         prompt_rows=index.prompt_rows,
-        hidden_index=torch.tensor(index.hidden, dtype=torch.int64, device=device),
         pooled=index.pooled,
         adapters=adapters if any(adapters) else None,
         scheduled=ordered,
     )
+
+
+def _to_device(columns: list[list[int]], device: torch.device) -> list[torch.Tensor]:
+    """Return each list as int64, all in one copy, which does not wait for what the device does."""
+    flat = torch.tensor([number for column in columns for number in column], dtype=torch.int64)
+    if device.type == "cuda":
+        flat = flat.pin_memory()
+    return list(flat.to(device, non_blocking=True).split([len(column) for column in columns]))
 
 
 class _Index:
