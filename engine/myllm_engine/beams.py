@@ -149,7 +149,6 @@ def _copy(sequence: Sequence) -> Sequence:
         num_computed=0,
         num_known_pages=0,
         drafts=[],
-        prompt_logprobs=[None],
     )
     copy.token_ids = list(sequence.token_ids)
     return copy

@@ -242,7 +242,7 @@ class Engine:
 
     def _launch(self, previous: Step | None) -> Step | None:
         """Begin the forward pass of a step, behind what the device does; None when there is no work."""
-        scheduled = self._scheduler.schedule()
+        scheduled = self._scheduler.schedule(in_flight=previous is not None)
         if not scheduled:
             return None
         batch = build_batch(scheduled, page_size=self.config.page_size, device=self._runner.torch_device)

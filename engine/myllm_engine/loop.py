@@ -113,6 +113,9 @@ class EngineLoop:
         self._wake = threading.Condition()
         self._inbox: deque[Callable[[], None]] = deque()
         self._streams: dict[str, Stream] = {}  # guarded by _wake
+        # Whose outputs the engine makes: of a new request with the id of one whose reader has just left, the
+        # engine may know nothing yet. Used by the thread alone.
+        self._served: dict[str, Stream] = {}
         self._calls: list[Future[None]] = []  # guarded by _wake
         self._closing = False
         self.error: BaseException | None = None
@@ -135,14 +138,16 @@ class EngineLoop:
         with self._wake:
             if self._closing or self.error is not None:
                 raise self._dead()
+            ids: set[str] = set()
             for stream in streams:
-                if stream.request_id in self._streams:
+                if stream.request_id in self._streams or stream.request_id in ids:
                     raise InvalidRequestError(
                         f"A request with the id {stream.request_id!r} is in flight already"
                     )
+                ids.add(stream.request_id)
             for request, stream in zip(requests, streams, strict=True):
                 self._streams[stream.request_id] = stream
-                self._inbox.append(partial(self._add, request))
+                self._inbox.append(partial(self._add, request, stream))
             self._wake.notify()
 
     def abort(self, request_id: str, *, deliver: bool) -> None:
@@ -229,14 +234,18 @@ class EngineLoop:
         else:
             done.set_exception(error)
 
-    def _add(self, request: PreparedRequest) -> None:
+    def _add(self, request: PreparedRequest, stream: Stream) -> None:
         try:
             self._engine.add_request(request)
         except EngineError as error:  # this request's fault, and no reason to end the others
             with self._wake:
-                stream = self._streams.pop(request.request.request_id, None)
-            if stream is not None:
+                is_read = self._streams.get(stream.request_id) is stream
+                if is_read:
+                    del self._streams[stream.request_id]
+            if is_read:
                 self._send([(stream, error)])
+        else:
+            self._served[stream.request_id] = stream
 
     def _abort(self, request_id: str) -> None:
         output = self._engine.abort(request_id)
@@ -244,15 +253,17 @@ class EngineLoop:
             self._deliver([output])
 
     def _deliver(self, outputs: list[RequestOutput]) -> None:
+        items: list[_Item] = []
         with self._wake:
-            items: list[_Item] = []
             for output in outputs:
-                stream = self._streams.get(output.request_id)
-                if stream is None:  # its reader has left
-                    continue
+                stream = self._served[output.request_id]
+                is_read = self._streams.get(output.request_id) is stream
                 if output.finished:
-                    del self._streams[output.request_id]
-                items.append((stream, output if output.error is None else output.error))
+                    del self._served[output.request_id]
+                    if is_read:
+                        del self._streams[output.request_id]
+                if is_read:
+                    items.append((stream, output if output.error is None else output.error))
         self._send(items)
 
     def _send(self, items: list[_Item]) -> None:

@@ -103,8 +103,13 @@ class Scheduler:
         """Tell whether anything runs or waits."""
         return bool(self.running or self.waiting)
 
-    def schedule(self) -> list[Scheduled]:
-        """Choose the work of one step and allocate its pages; empty only when nothing has work to do."""
+    def schedule(self, *, in_flight: bool = False) -> list[Scheduled]:
+        """Choose the work of one step and allocate its pages; empty only when nothing has work to do.
+
+        Args:
+            in_flight: what the step before leads to is not known yet: sequences that wait for it stay where
+                they are, and the step may be empty.
+        """
         budget, logits = self.max_num_batched_tokens, self.max_num_logits
         step: list[Scheduled] = []
         preempted = self.num_preemptions
@@ -136,7 +141,7 @@ class Scheduler:
             step += self._admit(budget, logits)
         # Sequences that wait for others of their request have nothing to compute, and may hold the pages that
         # those need. Pages go to the first by rank, whose request fits the pool alone.
-        while not step and self.waiting and self.running:
+        while not in_flight and not step and self.waiting and self.running:
             self._preempt()
             step += self._admit(budget, logits)
         return step

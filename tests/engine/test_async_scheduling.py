@@ -98,6 +98,28 @@ def test_requests_that_need_the_last_token_are_mixed_in(engines):
     assert texts(run(ahead, params)) == texts(run(plain, params))
 
 
+def test_what_is_in_flight_makes_no_room_for_those_that_wait(tiny_model):
+    beams = SamplingParams(temperature=0.0, use_beam_search=True, n=4, max_tokens=10, ignore_eos=True)
+    single = SamplingParams(temperature=0.0, n=4, max_tokens=1, ignore_eos=True)
+    results = []
+    for ahead in (False, True):
+        engine = Engine(
+            EngineConfig(
+                model=str(tiny_model("llama")),
+                dtype="float32",
+                device="cpu",
+                page_size=4,
+                max_num_seqs=4,
+                kv_cache_memory=2**22,
+                async_scheduling=ahead,
+            )
+        )
+        run(engine, [single])
+        assert engine.stats().num_preemptions == 0
+        results.append(texts(run(engine, [beams])))
+    assert results[1] == results[0]
+
+
 def test_an_abort_meets_a_step_in_flight(engines):
     plain, ahead = engines
     expected, ours = run(plain, BLIND), run(ahead, BLIND, abort="2")

@@ -158,3 +158,28 @@ def test_an_aborted_search_gives_its_pages_back(tiny):
     assert [item.finish_reason for item in output.outputs] == ["abort"] * 3
     assert not engine.has_unfinished()
     assert engine.stats().kv_pages_free == engine.stats().kv_pages_total
+
+
+def test_a_beam_that_waits_asks_for_no_prompt_logprobs_again(tiny_model, monkeypatch):
+    config = EngineConfig(
+        model=str(tiny_model("llama")), dtype="float32", device="cpu", page_size=4, max_num_seqs=2
+    )
+    engine = Engine(config)
+    forward, num_targets = engine._runner.forward, []
+
+    def spy(batch):
+        num_targets.extend(len(rows.targets) for rows in batch.prompt_rows)
+        return forward(batch)
+
+    monkeypatch.setattr(engine._runner, "forward", spy)
+    search = SamplingParams(temperature=0.0, use_beam_search=True, n=2, max_tokens=4, prompt_logprobs=0)
+    prompt = PROMPTS[2]
+    # The other one keeps the second beam's place until it ends.
+    other = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+    [result, _] = run(
+        engine,
+        Request(prompt_token_ids=prompt, params=search),
+        Request(prompt_token_ids=PROMPTS[1], params=other),
+    )
+    assert [item.token_id for item in result.prompt_logprobs[1:]] == prompt[1:]
+    assert sum(num_targets) == len(prompt) - 1

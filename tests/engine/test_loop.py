@@ -264,3 +264,23 @@ def test_an_idle_thread_sleeps(loop, engine):
     time.sleep(0.3)
     assert engine.steps == start
     assert time.process_time() - before < 0.1
+
+
+async def test_an_id_can_be_used_again_as_soon_as_its_reader_has_left(loop, engine):
+    open_stream(loop, "same", max_tokens=1000)
+    await until(lambda: engine.steps > 3)
+    engine.pause.clear()  # a step of the old request is on its way
+    await asyncio.sleep(0.05)
+    loop.abort("same", deliver=False)
+    again = open_stream(loop, "same", max_tokens=3)
+    engine.pause.set()
+    assert await read(again) == [0, 1, 2]
+    assert engine.aborted == ["same"]
+
+
+async def test_an_id_is_used_once_among_requests_that_come_together(loop, engine):
+    request = PreparedRequest(Request(prompt_token_ids=[1], request_id="twin"))
+    streams = [OutputStream(request.request, asyncio.get_running_loop()) for _ in range(2)]
+    with pytest.raises(InvalidRequestError, match="twin"):
+        loop.open([request, request], streams)
+    assert loop.num_sequences == 0
