@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import weakref
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,15 +25,16 @@ import torch.distributed as dist
 
 from .batch import Batch
 from .config import EngineConfig
-from .errors import ModelLoadError
+from .errors import EngineDeadError, ModelLoadError
 from .models.load import LoadedModel, choose_device, load_model
 from .models.source import resolve_model
 from .runner import ModelRunner
 
 logger = logging.getLogger(__name__)
 
-# Ranks wait for each other as long as nothing is asked of the engine; a dead one breaks its connections.
-_FOREVER = datetime.timedelta(days=3650)
+# Ranks wait for a step as long as nothing is asked of the engine. Within one, a rank that is gone must not keep
+# the others for ever where no broken connection tells of it.
+_FOREVER, _WITHIN_A_STEP = datetime.timedelta(days=3650), datetime.timedelta(minutes=10)
 _HOST = "127.0.0.1"
 _START_SECONDS, _END_SECONDS = 120.0, 10.0
 
@@ -64,7 +66,7 @@ class Workers:
         self._processes = [_start(rank, job, size) for rank in range(1, size)]
         self._finalizer = weakref.finalize(self, _end, self._processes)
         self._wait("started")
-        _join(self._store, rank=0, size=size, device=self.device)
+        self.control = _join(self._store, rank=0, size=size, device=self.device)
 
     def loaded(self) -> None:
         """Wait until all ranks have loaded their parts.
@@ -82,13 +84,23 @@ class Workers:
 
     def send(self, command: Literal["forward", "copy"], *arguments: Any) -> None:
         """Let all other ranks do something."""
-        dist.broadcast_object_list([(command, *arguments)], src=0, device=torch.device("cpu"))
+        _broadcast([(command, *arguments)], self.control)
+
+    def lost(self) -> EngineDeadError | None:
+        """Return the error that says which rank has ended; None while all are there."""
+        for rank, process in enumerate(self._processes, start=1):
+            if process.poll() is not None:
+                return EngineDeadError(
+                    f"Rank {rank} of the tensor-parallel group ended (exit code {process.returncode}): see "
+                    "its log above, and restart the engine"
+                )
+        return None
 
     def close(self) -> None:
         """End the other ranks, and leave the group; may be repeated."""
         if self._finalizer.alive:
             with contextlib.suppress(RuntimeError):  # a rank that has died already
-                dist.broadcast_object_list([("stop",)], src=0, device=torch.device("cpu"))
+                _broadcast([("stop",)], self.control)
             self._finalizer()
             dist.destroy_process_group()
 
@@ -137,14 +149,22 @@ class ParallelRunner(ModelRunner):
     def __init__(
         self, workers: Workers, loaded: LoadedModel, config: EngineConfig, *, max_num_batched_tokens: int
     ) -> None:
-        super().__init__(loaded, config, max_num_batched_tokens=max_num_batched_tokens, agree=smallest)
+        agree = partial(smallest, group=workers.control)
+        super().__init__(loaded, config, max_num_batched_tokens=max_num_batched_tokens, agree=agree)
         workers.loaded()
         self._workers = workers
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Run the batch in all ranks."""
-        self._workers.send("forward", _tables(batch, torch.device("cpu")))
-        return super().forward(batch)
+        """Run the batch in all ranks.
+
+        Raises:
+            EngineDeadError: one of them has ended.
+        """
+        try:
+            self._workers.send("forward", _tables(batch, torch.device("cpu")))
+            return super().forward(batch)
+        except RuntimeError as error:  # what torch raises for broken connections, and for much else
+            raise self._workers.lost() or error from error
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page in all ranks."""
@@ -177,11 +197,16 @@ def rank_device(device: str, *, rank: int, size: int) -> torch.device:
     return torch.device("cuda", rank)
 
 
-def smallest(count: int) -> int:
+def smallest(count: int, *, group: dist.ProcessGroup) -> int:
     """Return the smallest of what the ranks call with."""
     counts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(counts, count)
+    dist.all_gather_object(counts, count, group=group)
     return min(counts)
+
+
+def _broadcast(message: list[Any], group: dist.ProcessGroup) -> None:
+    """Send rank 0's message to the others, or receive it."""
+    dist.broadcast_object_list(message, src=0, group=group, device=torch.device("cpu"))
 
 
 def _tables(batch: Batch, device: torch.device) -> Batch:
@@ -215,12 +240,13 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def _join(store: dist.TCPStore, *, rank: int, size: int, device: torch.device) -> None:
+def _join(store: dist.TCPStore, *, rank: int, size: int, device: torch.device) -> dist.ProcessGroup:
+    """Join the group that exchanges the layers' tensors; return the one that carries what is to be done."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # What is sent each step are small tables on the CPU; NCCL carries the layers' tensors.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_FOREVER)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_WITHIN_A_STEP)
+    return dist.new_group(backend="gloo", timeout=_FOREVER)
 
 
 def _serve(rank: int) -> None:
@@ -231,11 +257,13 @@ def _serve(rank: int) -> None:
     try:
         device = rank_device(config.device, rank=rank, size=size)
         store.set(f"started/{rank}", b"")
-        _join(store, rank=rank, size=size, device=device)
+        control = _join(store, rank=rank, size=size, device=device)
         loaded = load_model(
             config, resolve_model(config.model, revision=config.revision), device=device, dtype=dtype
         )
-        runner = ModelRunner(loaded, config, max_num_batched_tokens=budget, agree=smallest)
+        runner = ModelRunner(
+            loaded, config, max_num_batched_tokens=budget, agree=partial(smallest, group=control)
+        )
     except Exception as error:  # noqa: BLE001 - told to rank 0, who raises it
         store.set(f"failed/{rank}", str(error) or type(error).__name__)
         return
@@ -243,7 +271,7 @@ def _serve(rank: int) -> None:
     while True:
         message: list[Any] = [None]
         try:
-            dist.broadcast_object_list(message, src=0, device=torch.device("cpu"))
+            _broadcast(message, control)
         except RuntimeError:  # rank 0 is gone
             return
         match message[0]:

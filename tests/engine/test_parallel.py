@@ -8,7 +8,7 @@ import shutil
 import psutil
 import pytest
 
-from myllm_engine import EngineConfig, ModelLoadError, Request, SamplingParams
+from myllm_engine import EngineConfig, EngineDeadError, ModelLoadError, Request, SamplingParams
 from myllm_engine.engine import Engine
 
 PROMPTS = [[(7 * i * i + 31 * j) % 40_000 + 3 for j in range(3 + 9 * i)] for i in range(5)]
@@ -62,6 +62,23 @@ def test_two_ranks_answer_as_one_and_leave_nothing_behind(tiny_model):
     finally:
         engine.close()
     assert worker.wait(timeout=10) in (0, None)
+
+
+def test_a_rank_that_dies_ends_the_engine_at_once(tiny_model):
+    before = set(psutil.Process().children(recursive=True))
+    engine = make(tiny_model("llama"), 2)
+    try:
+        [worker] = set(psutil.Process().children(recursive=True)) - before
+        engine.add_request(
+            Request(prompt_token_ids=PROMPTS[2], params=SamplingParams(max_tokens=40, ignore_eos=True))
+        )
+        engine.step()
+        worker.kill()
+        with pytest.raises(EngineDeadError, match="Rank 1 of the tensor-parallel group ended"):
+            while True:
+                engine.step()
+    finally:
+        engine.close()
 
 
 def test_a_rank_that_cannot_load_is_told_of(tiny_model, tmp_path):
