@@ -113,20 +113,25 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="session")
-def references(tokenizer: Tokenizer) -> list[Reference]:
-    """Answer all prompts with transformers alone: its own GGUF reading, attention, cache and loop."""
+def dense() -> Any:
+    """Return the bundled model of transformers' own: its GGUF reading, in dequantised float32 weights."""
     from transformers import AutoModelForCausalLM, GgufConfig
 
     source = resolve_model("smollm2")
-    model = AutoModelForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         source.path,
         gguf_file=source.gguf_file,
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.float32,
     )
+
+
+@pytest.fixture(scope="session")
+def references(dense: Any, tokenizer: Tokenizer) -> list[Reference]:
+    """Answer all prompts with transformers alone: its own GGUF reading, attention, cache and loop."""
     prompts = [tokenizer.encode(text) for text in PROMPTS]
     prompts += [tokenizer.encode_chat(messages) for messages in CHATS]
-    return [greedy_reference(model, prompt) for prompt in prompts]
+    return [greedy_reference(dense, prompt) for prompt in prompts]
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from myllm_engine.async_engine import AsyncEngine
 from myllm_engine.config import EngineConfig
 from myllm_engine.errors import ContextLengthError, EngineDeadError, InvalidRequestError
 from myllm_engine.llm import LLM
-from myllm_engine.models.source import resolve_model
 from myllm_engine.request import Request, SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6)
@@ -192,22 +191,13 @@ def test_closing_ends_calls_with_an_error(tiny_model):
     llm.close()
 
 
-def test_embed_equals_transformers(llm):
-    from transformers import AutoModelForCausalLM, GgufConfig
-
-    source = resolve_model("smollm2")
-    model = AutoModelForCausalLM.from_pretrained(
-        source.path,
-        gguf_file=source.gguf_file,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
-    )
+def test_embed_equals_transformers(llm, dense):
     prompts = ["The sea is calm.", "A storm at sea", "def f(x):"]
     for pooling in ("last", "mean"):
         for prompt, result in zip(prompts, llm.embed(prompts, pooling=pooling), strict=True):
             with torch.inference_mode():
                 ids = torch.tensor([llm.tokenizer.encode(prompt)])
-                hidden = model.base_model(ids).last_hidden_state[0]
+                hidden = dense.base_model(ids).last_hidden_state[0]
             pooled = hidden[-1] if pooling == "last" else hidden.mean(dim=0)
             expected = torch.nn.functional.normalize(pooled, dim=0)
             torch.testing.assert_close(torch.tensor(result.embedding), expected, atol=1e-3, rtol=1e-2)

@@ -317,18 +317,19 @@ def test_a_thread_that_hangs_does_not_keep_the_server_from_ending(tmp_path):
     script.write_text(
         textwrap.dedent(
             """
-            import asyncio
             import time
             from types import SimpleNamespace
             from myllm_engine.config import EngineConfig
             from myllm_engine.server import run
             from myllm_engine.server.settings import ServerSettings
+            from myllm_engine.server.workers import Workers
 
+            workers = Workers("compile", threads=1, waiting=0)
             engine = SimpleNamespace(
                 config=EngineConfig(), model_name="M", max_model_len=99, device="cpu", dtype="float32", error=None,
                 tokenizer=SimpleNamespace(encode=lambda text, **_: [1]),
                 stats=lambda: SimpleNamespace(kv_pages_total=2),
-                prepare=lambda request: asyncio.to_thread(time.sleep, 600),
+                prepare=lambda request: workers.run(time.sleep, 600),
                 close=lambda: time.sleep(600),
             )
             run._load = lambda config: engine

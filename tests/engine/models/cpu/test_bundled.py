@@ -25,22 +25,6 @@ def quantized(library) -> Engine:
     return Engine(EngineConfig(device="cpu", max_num_seqs=8, max_model_len=1024))
 
 
-@pytest.fixture(scope="module")
-def dense():
-    """Return transformers' own model of dequantised float32 weights."""
-    from transformers import AutoModelForCausalLM, GgufConfig
-
-    from myllm_engine.models.source import resolve_model
-
-    source = resolve_model("smollm2")
-    return AutoModelForCausalLM.from_pretrained(
-        source.path,
-        gguf_file=source.gguf_file,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
-    )
-
-
 def test_weights_are_the_files_own_blocks(quantized):
     native = quantized._runner._native
     assert isinstance(native, NativeModel)
