@@ -32,11 +32,11 @@ from .runner import ModelRunner
 
 logger = logging.getLogger(__name__)
 
-# Ranks wait for a step as long as nothing is asked of the engine. Within one, a rank that is gone must not keep
-# the others for ever where no broken connection tells of it.
+# Ranks wait for a step as long as nothing is asked of the engine. Within one, a rank that is gone must not
+# keep the others for ever where no broken connection tells of it.
 _FOREVER, _WITHIN_A_STEP = datetime.timedelta(days=3650), datetime.timedelta(minutes=10)
 _HOST = "127.0.0.1"
-_START_SECONDS, _END_SECONDS = 120.0, 10.0
+_START_SECONDS, _LOST_SECONDS, _END_SECONDS = 120.0, 2.0, 10.0
 
 
 class Workers:
@@ -87,7 +87,10 @@ class Workers:
         _broadcast([(command, *arguments)], self.control)
 
     def lost(self) -> EngineDeadError | None:
-        """Return the error that says which rank has ended; None while all are there."""
+        """Return the error that says which rank has ended; None where all are there, after a moment."""
+        end = time.monotonic() + _LOST_SECONDS  # a connection breaks before its process is gone
+        while time.monotonic() < end and all(process.poll() is None for process in self._processes):
+            time.sleep(0.02)
         for rank, process in enumerate(self._processes, start=1):
             if process.poll() is not None:
                 return EngineDeadError(
