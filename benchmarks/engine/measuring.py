@@ -47,7 +47,7 @@ class Settings:
     concurrency: tuple[int, ...] = (1, 8, 32)
     curve: tuple[int, ...] = (2, 4, 16, 64)
     lengths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
-    rounds: int = 3
+    rounds: int = 2
 
     def rounds_at(self, requests: int) -> int:
         """Return how many rounds so many requests at once get."""

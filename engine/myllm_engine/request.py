@@ -278,8 +278,7 @@ class RequestOutput:
         prompt_token_ids: of the request.
         outputs: by ascending `index`.
         finished: True on the last output of the request.
-        prompt_logprobs: an entry per prompt token, None for the first; on the request's first output, when
-            asked for.
+        prompt_logprobs: an entry per prompt token, None for the first; on every output, when asked for.
         num_cached_tokens: prompt tokens whose keys and values were found in the prefix cache.
         embedding: `[hidden_size]`, of a request with `pooling`.
         error: why the request could not be brought to its end; None unless it failed. `AsyncEngine.submit`
