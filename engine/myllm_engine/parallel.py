@@ -48,8 +48,8 @@ class Workers:
         max_num_batched_tokens: the most tokens that one batch will have.
 
     Raises:
-        ModelLoadError: there are fewer GPUs than ranks, a group exists in this process already, or a process
-            does not start.
+        ModelLoadError: there are fewer GPUs than ranks, the model is a GGUF file, a group exists in this
+            process already, or a process does not start.
     """
 
     def __init__(self, config: EngineConfig, *, dtype: torch.dtype, max_num_batched_tokens: int) -> None:
@@ -57,6 +57,11 @@ class Workers:
             raise ModelLoadError(
                 "`tensor_parallel_size` above 1 makes a process group of its own, and this process has one: "
                 "start the engine outside of torchrun, one engine with tensor parallelism a process"
+            )
+        if resolve_model(config.model, revision=config.revision).gguf_file is not None:
+            raise ModelLoadError(
+                f"{config.model!r} is a GGUF file, whose layers transformers does not share among devices: "
+                "use a model in Hugging Face's format with `tensor_parallel_size` above 1"
             )
         size = config.tensor_parallel_size
         self.device = rank_device(config.device, rank=0, size=size)

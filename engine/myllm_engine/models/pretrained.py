@@ -31,7 +31,7 @@ def read_model(
     """
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
     if config.tensor_parallel_size > 1:
-        options |= _shared_layers(config, source)
+        options |= _shared_layers(config)
     elif device.type != "cpu":
         options["device_map"] = {"": device}
     try:
@@ -98,13 +98,8 @@ def _with_all_weights(name: str, path: str, options: dict[str, Any]) -> PreTrain
     return model
 
 
-def _shared_layers(config: EngineConfig, source: ModelSource) -> dict[str, Any]:
+def _shared_layers(config: EngineConfig) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` that give this rank its part of each layer."""
-    if source.gguf_file is not None:
-        raise ModelLoadError(
-            f"{config.model!r} is a GGUF file, whose layers transformers does not share among devices: use a "
-            "model in Hugging Face's format with `tensor_parallel_size` above 1"
-        )
     from transformers.distributed import DistributedConfig
 
     if "tp_size" in inspect.signature(DistributedConfig).parameters:
