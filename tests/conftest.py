@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 # Before any framework is imported: no network, no cache of the developer's, no proxy, no foreign server.
@@ -19,6 +20,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 os.environ["DSPY_CACHEDIR"] = tempfile.mkdtemp(prefix="myllm-dspy-cache-")
 os.environ["AUTOGEN_USE_DOCKER"] = "0"
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault(
+        "TRITON_INTERPRET", "1"
+    )  # GPU kernels run on the CPU; Triton reads it when it is imported
 for _name in list(os.environ):
     if _name == "MYLLM_LIVE_SERVERS":
         continue
