@@ -82,7 +82,7 @@ class LlamaCpp(Side):
 
         rows: list[tuple[int, int, int, bool]] = []
         for sequence, prompt in enumerate(prompts):
-            if len(rows) + len(prompt) > _BATCH:
+            if rows and len(rows) + len(prompt) > _BATCH:
                 decode(rows)
                 rows = []
             for position, token in enumerate(prompt):

@@ -236,8 +236,9 @@ class _Progress:
 
 
 def _is_seen() -> bool:
-    """Tell whether someone looks at stderr."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    """Tell whether someone looks at stderr: a terminal, or a notebook."""
+    ipython = sys.modules.get("IPython")
+    return sys.stderr.isatty() or (ipython is not None and ipython.get_ipython() is not None)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
