@@ -74,7 +74,6 @@ class Sequence:
         prompt_logprobs: of the prompt's tokens so far.
         pooled: sum of the hidden states of the prompt's tokens so far, or the last one's, `[hidden_size]`.
         num_pooled: prompt tokens that are in `pooled`.
-        cumulative_logprob: of the completion, where the request ranks completions.
     """
 
     request: Request
@@ -102,7 +101,6 @@ class Sequence:
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
     pooled: torch.Tensor | None = None
     num_pooled: int = 0
-    cumulative_logprob: float = 0.0
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
