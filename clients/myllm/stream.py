@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 import weakref
 from collections.abc import (
     AsyncGenerator,
@@ -194,6 +196,8 @@ class Stream(Generic[ChunkT, FinalT]):
         self._parser = parser
         self._body = body
         self._chunks = _read(parser, body, keep)
+        # Whoever closes from another thread may do so in the middle of a read: a generator has one user.
+        self._reading = threading.Lock()
         # A stream that nobody reads or closes must not hold its connection for ever.
         self._finalizer: weakref.finalize[..., Any] = weakref.finalize(self, _abandon, parser, body)
 
@@ -206,7 +210,8 @@ class Stream(Generic[ChunkT, FinalT]):
         return self
 
     def __next__(self) -> ChunkT:
-        chunk: ChunkT = next(self._chunks)
+        with self._reading:
+            chunk: ChunkT = next(self._chunks)
         return chunk
 
     def final(self) -> FinalT:
@@ -231,11 +236,13 @@ class Stream(Generic[ChunkT, FinalT]):
         self._parser.closed = True
         self._finalizer.detach()
         self._body.abort()
+        if not self._reading.acquire(blocking=False):
+            return  # another thread is reading: it sees the connection end, and closes it
         try:
             self._chunks.close()
-        except ValueError:
-            return  # another thread is reading: it sees the connection end, and closes it
-        self._body.close()  # for a stream that nobody began to read
+            self._body.close()  # for a stream that nobody began to read
+        finally:
+            self._reading.release()
         self._parser.over()
 
 
@@ -254,6 +261,7 @@ class AsyncStream(Generic[ChunkT, FinalT]):
         self._parser = parser
         self._body = body
         self._chunks = _read_async(parser, body, keep)
+        self._reading = asyncio.Lock()
         self._finalizer: weakref.finalize[..., Any] = weakref.finalize(self, _abandon, parser, body)
 
     @property
@@ -265,7 +273,8 @@ class AsyncStream(Generic[ChunkT, FinalT]):
         return self
 
     async def __anext__(self) -> ChunkT:
-        chunk: ChunkT = await anext(self._chunks)
+        async with self._reading:
+            chunk: ChunkT = await anext(self._chunks)
         return chunk
 
     async def final(self) -> FinalT:
@@ -286,11 +295,11 @@ class AsyncStream(Generic[ChunkT, FinalT]):
         self._parser.closed = True
         self._finalizer.detach()
         self._body.abort()
-        try:
-            await self._chunks.aclose()
-        except RuntimeError:
+        if self._reading.locked():
             return  # another task is reading: it sees the connection end, and closes it
-        await self._body.close()
+        async with self._reading:
+            await self._chunks.aclose()
+            await self._body.close()
         self._parser.over()
 
 

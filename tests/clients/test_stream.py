@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import threading
@@ -293,6 +294,24 @@ def test_closing_from_another_thread_ends_the_reader(wire):
         reader.join(2)
         assert not reader.is_alive()
     assert texts == ["x"]
+
+
+def test_closing_at_any_moment_of_a_read_only_ends_it(wire):
+    def without_pause(seen, reply):
+        with contextlib.suppress(OSError):
+            reply.start_stream()
+            while True:
+                reply.piece(chunk({"content": "x"}) * 50)
+
+    wire.handler = without_pause
+    with Client(wire.url, dialect="vllm", model="m") as client:
+        for number in range(40):
+            stream = client.stream_chat("x")
+            next(stream)
+            closer = threading.Timer(number / 4000, stream.close)
+            closer.start()
+            assert all(c.text == "x" for c in stream)
+            closer.join()
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])

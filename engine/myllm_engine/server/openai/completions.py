@@ -18,10 +18,10 @@ from ..generation import Generation, encode
 from ..responses import EventStream, json_response
 from ..settings import Context, ServerContext
 from .chunks import DONE, ChunkWriter, usage
+from .completion_request import CompletionRequest
 from .errors import OpenAIRoute, event
 from .logprobs import CompletionLogprobs, check_limit, prompt_logprobs
 from .models import resolve_model
-from .protocol import CompletionRequest
 
 router = APIRouter(route_class=OpenAIRoute, tags=["OpenAI"])
 
