@@ -16,6 +16,7 @@ from fastapi import Request as HttpRequest
 from ..async_engine import AsyncEngine
 from ..errors import InvalidRequestError
 from ..request import CompletionOutput, FinishReason, Request, RequestOutput, TokenLogprob
+from .deadline import expired, in_time, remaining
 from .errors import ClientDisconnectedError, invalid
 from .settings import ServerContext
 
@@ -118,7 +119,7 @@ class Generation:
         return self
 
     async def __anext__(self) -> tuple[int, RequestOutput]:
-        index, output = self._head.pop() if self._head else await anext(self._outputs)
+        index, output = self._head.pop() if self._head else await in_time(anext(self._outputs))
         self.completion_tokens += sum(len(sequence.token_ids) for sequence in output.outputs)
         self._unfinished -= output.finished
         if output.prompt_logprobs is not None:
@@ -208,14 +209,19 @@ async def _merge(
 
 
 async def until_disconnect(http: HttpRequest, work: Awaitable[T]) -> T:
-    """Return the result of `work`; cancel it and raise ClientDisconnectedError if the client leaves first."""
+    """Return the result of `work`; cancel it when the client leaves or the request's time is up.
+
+    Raises:
+        ClientDisconnectedError: the client left first.
+        ProblemError: the time was up first.
+    """
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnect(http))
     try:
-        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, watcher), timeout=remaining(), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ClientDisconnectedError
+        raise ClientDisconnectedError if watcher.done() else expired()
     finally:
         task.cancel()
         watcher.cancel()

@@ -14,6 +14,7 @@ from fastapi import Request as HttpRequest
 
 from ...request import FinishReason, Request, TokenLogprob
 from ..generation import Generation, encode, until_disconnect
+from ..sampling_defaults import with_defaults
 from ..settings import ServerContext
 from .chat_request import ChatRequest
 from .logprobs import check_limit
@@ -84,6 +85,7 @@ class Conversation:
             QueueFullError, EngineDeadError: from the engine.
             ClientDisconnectedError: the client left first; nothing runs any more.
         """
+        body = with_defaults(body, context.sampling_defaults)
         model = resolve_model(context, body.model)
         check_limit(body.top_logprobs, context.settings.max_logprobs, "top_logprobs")
         check_limit(body.prompt_logprobs, context.settings.max_logprobs, "prompt_logprobs")
