@@ -50,8 +50,9 @@ def serve(ctx: typer.Context, **given: Any) -> None:
     raise typer.Exit(code)
 
 
-# typer asks for the signature, and gets the options of all groups.
-serve.__signature__ = signature(Flags.groups())  # type: ignore[attr-defined]
+# typer asks for the signature, and gets the options of all groups; the manual is written of these, too.
+serve.groups = Flags.groups()  # type: ignore[attr-defined]
+serve.__signature__ = signature(serve.groups)  # type: ignore[attr-defined]
 
 
 def _run(ctx: typer.Context, flags: Flags) -> int:

@@ -20,7 +20,7 @@ from myllm_engine.config import EngineConfig
 from myllm_engine.request import CompletionOutput, Request, RequestOutput, TokenLogprob
 from myllm_engine.server.app import build_app
 from myllm_engine.server.settings import ServerSettings
-from myllm_engine.stats import EngineStats
+from myllm_engine.stats import EngineStats, StepStats
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,14 @@ class ScriptedEngine:
     dtype: str = "float32"
     requests: list[Request] = field(default_factory=list)
     compiler: Callable[[Request], Awaitable[None]] | None = None
+    generation_config: dict[str, Any] = field(default_factory=dict)
+    steps: StepStats = field(default_factory=StepStats)
+
+    def add_observer(self, observer: Any) -> None:
+        pass
+
+    def remove_observer(self, observer: Any) -> None:
+        pass
 
     async def prepare(self, request: Request) -> None:
         self.requests.append(request)
@@ -128,7 +136,7 @@ class ScriptedEngine:
             yield item
 
     def stats(self) -> EngineStats:
-        return EngineStats(0, 0, 1, 1, 0, 0, 0)
+        return EngineStats(0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0)
 
     def close(self) -> None:
         pass

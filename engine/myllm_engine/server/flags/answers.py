@@ -12,7 +12,7 @@ from .option import flag
 class ChatFlags:
     """Hold conversations."""
 
-    panel: ClassVar[str] = "Chat, tools and images"
+    title: ClassVar[str] = "Chat, tools and images"
 
     chat_template: Annotated[
         str | None,
@@ -59,7 +59,7 @@ class ChatFlags:
 class AnswerFlags:
     """Say what answers hold."""
 
-    panel: ClassVar[str] = "Answers"
+    title: ClassVar[str] = "Answers"
 
     enable_prompt_tokens_details: Annotated[
         bool, flag("Tell in usage how much of the prompt was cached.")

@@ -12,7 +12,7 @@ from .option import flag
 class MemoryFlags:
     """Share out the memory."""
 
-    panel: ClassVar[str] = "Memory"
+    title: ClassVar[str] = "Memory"
 
     max_model_len: Annotated[
         int | None,
@@ -74,7 +74,7 @@ class MemoryFlags:
 class LimitFlags:
     """Bound what a request may ask, and how many may ask at once."""
 
-    panel: ClassVar[str] = "Limits of requests"
+    title: ClassVar[str] = "Limits of requests"
 
     max_num_queued_reqs: Annotated[
         int | None,

@@ -14,7 +14,7 @@ from .option import flag
 class ModelFlags:
     """Choose the model."""
 
-    panel: ClassVar[str] = "Model"
+    title: ClassVar[str] = "Model"
 
     model: Annotated[
         str | None,
@@ -83,7 +83,7 @@ class ModelFlags:
 class SpeedFlags:
     """Make it fast."""
 
-    panel: ClassVar[str] = "Speed"
+    title: ClassVar[str] = "Speed"
 
     enable_prefix_caching: Annotated[
         bool, flag("Keep the keys and values of prompts for requests that begin alike.")
@@ -118,7 +118,7 @@ class SpeedFlags:
 class LoraFlags:
     """Load adapters."""
 
-    panel: ClassVar[str] = "LoRA adapters"
+    title: ClassVar[str] = "LoRA adapters"
 
     enable_lora: Annotated[bool, flag("Make room for LoRA adapters; --lora-modules does so, too.")] = False
     lora_modules: Annotated[

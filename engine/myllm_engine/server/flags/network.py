@@ -12,7 +12,7 @@ from .option import flag
 class NetworkFlags:
     """Listen, and let in."""
 
-    panel: ClassVar[str] = "Network"
+    title: ClassVar[str] = "Network"
 
     # TGI reads HOSTNAME, too: every container has that, and few mean it as an address to listen on.
     host: Annotated[
@@ -67,7 +67,7 @@ class NetworkFlags:
 class TlsFlags:
     """Encrypt."""
 
-    panel: ClassVar[str] = "TLS"
+    title: ClassVar[str] = "TLS"
 
     ssl_keyfile: Annotated[str | None, flag("Private key, in PEM; the server speaks https.")] = None
     ssl_certfile: Annotated[str | None, flag("Certificate and its chain, in PEM.")] = None
@@ -86,7 +86,7 @@ class TlsFlags:
 class BrowserFlags:
     """Let web pages in."""
 
-    panel: ClassVar[str] = "Web pages of other origins (CORS)"
+    title: ClassVar[str] = "Web pages of other origins (CORS)"
 
     allowed_origins: Annotated[
         list[str] | None,

@@ -17,7 +17,7 @@ PREFIX = "MYLLM_"
 def flag(
     help: str,
     *names: str,
-    env: Sequence[str] = (),
+    env: Sequence[str] | None = (),
     **details: Any,
 ) -> Any:
     """Describe an option; the annotation of a group's field.
@@ -26,10 +26,11 @@ def flag(
         help: what it does.
         names: its spellings, such as "--port" and "-p"; default: the field's name, and for a switch its
             `--no-` form besides.
-        env: variables of other servers that set it, too; every option is set by `MYLLM_` and its name.
+        env: variables of other servers that set it, too; every option is set by `MYLLM_` and its name. None:
+            not even that.
         details: for `typer.Option`.
     """
-    return typer.Option(*names, help=help, envvar=list(env), show_envvar=bool(env), **details)
+    return typer.Option(*names, help=help, envvar=None if env is None else list(env), **details)
 
 
 def options(group: type) -> Iterator[tuple[str, Any, OptionInfo | ArgumentInfo, Any]]:
@@ -40,10 +41,8 @@ def options(group: type) -> Iterator[tuple[str, Any, OptionInfo | ArgumentInfo, 
         assert get_origin(annotation) is Annotated, f"{group.__name__}.{item.name} is no option"
         kind, info = get_args(annotation)
         info = copy.copy(info)
-        if isinstance(info, OptionInfo):
-            info.envvar = [variable(item.name, info), *(info.envvar or ())]
-            info.rich_help_panel = group.panel
-            info.show_default = info.show_default and item.default is not False
+        if isinstance(info, OptionInfo) and info.envvar is not None:
+            info.envvar = [variable(item.name, info), *info.envvar]
         yield item.name, kind, info, item.default
 
 

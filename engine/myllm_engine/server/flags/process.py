@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, ClassVar
 
-from . import config_file
+from . import config_file, manual
 from .option import flag
 
 
@@ -13,8 +13,11 @@ from .option import flag
 class ProcessFlags:
     """Begin and end."""
 
-    panel: ClassVar[str] = "Process"
+    title: ClassVar[str] = "Process"
 
+    help: Annotated[
+        bool, flag("Show this and exit.", "--help", "-h", is_eager=True, callback=manual.show, env=None)
+    ] = False
     config: Annotated[
         str | None,
         flag(
@@ -42,7 +45,7 @@ class ProcessFlags:
 class LogFlags:
     """Tell what happens."""
 
-    panel: ClassVar[str] = "Logs and traces"
+    title: ClassVar[str] = "Logs and traces"
 
     log_level: Annotated[
         str,
@@ -89,7 +92,7 @@ def _ignored(*names: str) -> object:
 class IgnoredFlags:
     """Take options of vLLM and TGI that cannot matter here, so that commands written for them work."""
 
-    panel: ClassVar[str] = "Without effect"
+    title: ClassVar[str] = "Without effect"
     REASONS: ClassVar[dict[str, str]] = {
         "load_format": "what the files hold is found out",
         "max_lora_rank": "adapters of any rank are taken",
