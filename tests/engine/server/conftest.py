@@ -73,6 +73,19 @@ def http(live: Live) -> Iterator[httpx.Client]:
         yield client
 
 
+Serve = Callable[[ServerSettings], AbstractContextManager[Live]]
+
+
+@pytest.fixture(scope="session")
+def serve(engine: AsyncEngine) -> Serve:
+    """Return a function that serves the bundled model with settings of its own."""
+
+    def serve(settings: ServerSettings) -> AbstractContextManager[Live]:
+        return serve_engine(engine, settings)
+
+    return serve
+
+
 class ByteTokenizer:
     """One token a byte; 256 ends the sequence."""
 
@@ -101,9 +114,12 @@ class ByteTokenizer:
 
 @dataclass
 class ScriptedEngine:
-    """An engine that says what a test wants it to say: for failures that a healthy one does not have."""
+    """An engine that says what a test wants it to say: for failures that a healthy one does not have.
 
-    script: list[RequestOutput | BaseException] = field(default_factory=list)
+    A number in its script is a pause, in seconds.
+    """
+
+    script: list[RequestOutput | BaseException | float] = field(default_factory=list)
     error: BaseException | None = None
     config: EngineConfig = field(default_factory=EngineConfig)
     tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
@@ -130,7 +146,9 @@ class ScriptedEngine:
 
     async def submit(self, request: Request) -> AsyncIterator[RequestOutput]:
         for item in self.script:
-            await asyncio.sleep(0)
+            await asyncio.sleep(item if isinstance(item, float) else 0)
+            if isinstance(item, float):
+                continue
             if isinstance(item, BaseException):
                 raise item
             yield item
@@ -167,7 +185,7 @@ def scripted() -> Scripted:
 
     @contextmanager
     def serve(
-        script: Sequence[RequestOutput | BaseException] = (),
+        script: Sequence[RequestOutput | BaseException | float] = (),
         settings: ServerSettings | None = None,
         **attributes: Any,
     ) -> Iterator[Live]:

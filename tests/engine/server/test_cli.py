@@ -260,18 +260,20 @@ def test_ctrl_c_lets_requests_finish():
         asking.join()
         assert answers[0].json()["usage"]["completion_tokens"] == 24
         # Nothing is left to wait for: the grace is not used up.
-        assert process.wait(2) == 0
+        assert process.wait(20) == 0
     # Quiet by default: a line while the model is loaded, and the banner.
     assert lines.pop(0) == "Loading smollm2 …\n"
     assert len([line for line in lines if not re.match(r"\S+ \S+ WARNING", line)]) == 8
 
 
-def test_a_thread_that_hangs_does_not_keep_the_server_from_ending(tmp_path):
+@pytest.mark.parametrize(("error", "code"), [("None", 0), ("MemoryError()", 1)])
+def test_neither_a_thread_that_hangs_nor_a_dead_engine_keeps_the_server_from_ending(tmp_path, error, code):
     # A server whose engine takes for ever to compile a constraint, and to close.
     script = tmp_path / "serve.py"
     script.write_text(
         textwrap.dedent(
-            """
+            f"""
+            import sys
             import time
             from types import SimpleNamespace
             from myllm_engine.config import EngineConfig
@@ -281,15 +283,15 @@ def test_a_thread_that_hangs_does_not_keep_the_server_from_ending(tmp_path):
 
             workers = Workers("compile", threads=1, waiting=0)
             engine = SimpleNamespace(
-                config=EngineConfig(), model_name="M", max_model_len=99, device="cpu", dtype="float32", error=None,
+                config=EngineConfig(), model_name="M", max_model_len=99, device="cpu", dtype="float32", error={error},
                 tokenizer=SimpleNamespace(encode=lambda text, **_: [1]),
                 stats=lambda: SimpleNamespace(kv_pages_total=2),
                 prepare=lambda request: workers.run(time.sleep, 600),
-                generation_config={}, add_observer=lambda observer: None, remove_observer=lambda observer: None,
+                generation_config=dict(), add_observer=lambda observer: None, remove_observer=lambda observer: None,
                 close=lambda: time.sleep(600),
             )
             run._load = lambda config: engine
-            run.run(engine.config, ServerSettings(), run.Listen(port=0), shutdown_timeout=0.1)
+            sys.exit(run.run(engine.config, ServerSettings(), run.Listen(port=0), shutdown_timeout=0.1))
             """
         )
     )
@@ -300,7 +302,8 @@ def test_a_thread_that_hangs_does_not_keep_the_server_from_ending(tmp_path):
         )
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/v1/completions", json={"prompt": "x", "guided_regex": "a"}, timeout=0.5)
+        assert httpx.get(f"{url}/health").status_code == (503 if code else 200)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(8) == 0
+        assert process.wait(8) == code
     finally:
         process.kill()

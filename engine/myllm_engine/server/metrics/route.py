@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from ..settings import ServerContext
 from . import tgi, vllm
@@ -44,6 +44,9 @@ def make_registry(context: ServerContext) -> CollectorRegistry:
 
 @router.get("/metrics", summary="Show what is measured, for Prometheus")
 async def get_metrics(request: Request) -> Response:
-    """Answer in Prometheus' text format, or in OpenMetrics' where that is asked for."""
-    encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(request.app.state.registry), headers={"content-type": content_type})
+    """Answer in Prometheus' text format, which every scraper reads.
+
+    Not in OpenMetrics': there prometheus_client (0.26) writes the colons of vLLM's names as underscores.
+    """
+    text = generate_latest(request.app.state.registry)
+    return Response(text, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
