@@ -32,8 +32,10 @@ def send_to(endpoint: str, version: str) -> TracerProvider:
     """
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
+    resource = Resource.create({SERVICE_VERSION: version})
     # What the environment says wins, as everywhere in OpenTelemetry.
-    resource = Resource({SERVICE_NAME: "myllm", SERVICE_VERSION: version}).merge(Resource.create())
+    if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
+        resource = resource.merge(Resource({SERVICE_NAME: "myllm"}))
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
     return provider
