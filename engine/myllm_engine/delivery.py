@@ -181,6 +181,7 @@ class Delivery:
                 group.request.prompt_token_ids,
                 [],
                 num_cached_tokens=first.num_cached_tokens or 0,
+                admitted=first.admitted,
                 prompt_logprobs=None
                 if group.request.params.prompt_logprobs is None
                 else first.prompt_logprobs,

@@ -31,7 +31,7 @@ class SamplingParams:
     """Say how the tokens of one request are chosen and when it ends.
 
     The order of work on a row of logits is that of vLLM and transformers: penalties and bias, temperature,
-    top_k, top_p, min_p, typical_p, then the draw.
+    top_k, top_p, min_p, typical_p, then the draw; a watermark comes first, as in TGI.
 
     Attributes:
         max_tokens: longest completion; None: up to the end of the context.
@@ -49,6 +49,8 @@ class SamplingParams:
         bad_words: texts that may not occur in the completion: the token that would complete one, as the
             tokenizer writes it with or without a blank before it, is not drawn (as in vLLM). At most 1,024,
             of 65,536 characters together.
+        watermark: mark the text, so that it can be told from others by its tokens alone (arXiv:2301.10226; see
+            `sampling.watermark`).
         seed: makes the draws reproducible, whatever else runs, as far as the logits are equal (see
             `sampler`); sequence i of `n` uses `seed + i`.
         n: completions to return, at most 128.
@@ -91,6 +93,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     allowed_token_ids: Sequence[int] = ()
     bad_words: Sequence[str] = ()
+    watermark: bool = False
     seed: int | None = None
     n: int = 1
     best_of: int | None = None
@@ -133,7 +136,13 @@ class SamplingParams:
             if getattr(self, name) is not None:
                 checks.check_int(name, getattr(self, name), low=0)
         self._check_candidates()
-        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens", "use_beam_search"):
+        for name in (
+            "include_stop_str_in_output",
+            "ignore_eos",
+            "skip_special_tokens",
+            "use_beam_search",
+            "watermark",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequestError(
                     f"`{name}` must be a boolean; got {getattr(self, name)!r}", param=name
@@ -280,6 +289,7 @@ class RequestOutput:
         finished: True on the last output of the request.
         prompt_logprobs: an entry per prompt token, None for the first; on every output, when asked for.
         num_cached_tokens: prompt tokens whose keys and values were found in the prefix cache.
+        admitted: `time.monotonic()` when its first sequence began to run.
         embedding: `[hidden_size]`, of a request with `pooling`.
         error: why the request could not be brought to its end; None unless it failed. `AsyncEngine.submit`
             and `LLM` raise it.
@@ -291,6 +301,7 @@ class RequestOutput:
     finished: bool = False
     prompt_logprobs: list[TokenLogprob | None] | None = None
     num_cached_tokens: int = 0
+    admitted: float | None = None
     embedding: list[float] | None = None
     error: EngineError | None = None
 
@@ -307,4 +318,5 @@ class RequestOutput:
         self.prompt_logprobs = self.prompt_logprobs or new.prompt_logprobs
         self.embedding = self.embedding or new.embedding
         self.num_cached_tokens = max(self.num_cached_tokens, new.num_cached_tokens)
+        self.admitted = new.admitted if self.admitted is None else self.admitted
         self.error = self.error or new.error

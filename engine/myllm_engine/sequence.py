@@ -68,6 +68,7 @@ class Sequence:
         page_keys: of its whole pages; see `kv_cache.page_keys`.
         num_known_pages: leading pages that can be found by their keys.
         num_cached_tokens: prompt tokens that it found in the prefix cache; None until it is admitted.
+        admitted: `time.monotonic()` when it first began to run; None until then.
         drafts: tokens that are proposed to follow, to be verified by the next step.
         num_pending: 1 while a token that was drawn is still on the device, and not in `token_ids`.
         pending_row: the row of the step in flight that it was drawn from.
@@ -95,6 +96,7 @@ class Sequence:
     page_keys: list[bytes] = field(default_factory=list)
     num_known_pages: int = 0
     num_cached_tokens: int | None = None
+    admitted: float | None = None
     drafts: list[int] = field(default_factory=list)
     num_pending: int = 0
     pending_row: int = 0

@@ -9,10 +9,11 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from ..async_engine import AsyncEngine
-from . import system
+from . import chat_tokenize, system, vertex
 from .auth import ApiKeyMiddleware
 from .body_limit import BodyLimitMiddleware
 from .errors import Problem, diagnose
+from .limits import Gate
 from .openai import chat, completions, models
 from .openai.errors import render as render_openai
 from .settings import ServerContext, ServerSettings
@@ -20,6 +21,8 @@ from .tgi import generate, info
 from .tgi.errors import render as render_tgi
 
 DISTRIBUTION = "myllm-suite"
+
+_TGI = (info, generate, chat_tokenize, vertex)
 
 
 def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
@@ -35,8 +38,9 @@ def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
         # A web page may send anything but JSON to 127.0.0.1 without asking: only JSON is taken.
         strict_content_type=True,
     )
-    app.state.context = ServerContext(engine, settings, version, int(time.time()))
-    for module in (system, models, completions, chat, info, generate):
+    gate = Gate(settings.max_concurrent_requests)
+    app.state.context = ServerContext(engine, settings, version, int(time.time()), gate)
+    for module in (system, models, completions, chat, *_TGI):
         app.include_router(module.router)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_size)
     if settings.api_keys:
@@ -53,5 +57,5 @@ def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
 
 def _render(path: str, problem: Problem) -> Response:
     """Answer a failure outside of every route in the dialect that the path belongs to."""
-    is_tgi = any(route.path == path for module in (info, generate) for route in module.router.routes)
+    is_tgi = any(route.path == path for module in _TGI for route in module.router.routes)
     return render_tgi(problem) if is_tgi else render_openai(problem)

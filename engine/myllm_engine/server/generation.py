@@ -16,7 +16,8 @@ from fastapi import Request as HttpRequest
 from ..async_engine import AsyncEngine
 from ..errors import InvalidRequestError
 from ..request import CompletionOutput, FinishReason, Request, RequestOutput, TokenLogprob
-from .errors import ClientDisconnectedError, invalid
+from .errors import ClientDisconnectedError
+from .limits import Gate, check_requests
 from .settings import ServerContext
 
 logger = logging.getLogger(__name__)
@@ -77,14 +78,19 @@ class Generation:
 
     Open it with `open`: errors that concern the whole request (an overfull queue, a dead engine) then come
     before an HTTP status is sent. Close it with `aclose` in every case: that aborts what still runs.
+
+    Attributes:
+        admitted: `time.monotonic()` when the engine began to work at it; None until then.
     """
 
-    def __init__(self, engine: AsyncEngine, requests: Sequence[Request]) -> None:
+    def __init__(self, engine: AsyncEngine, requests: Sequence[Request], gate: Gate) -> None:
         self.requests = requests
+        self.admitted: float | None = None
         self.prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
         self.completion_tokens = 0
         self.prompt_logprobs: list[list[TokenLogprob | None] | None] = [None] * len(requests)
         self._outputs = _merge(engine, requests)
+        self._gate = gate
         self._head: list[tuple[int, RequestOutput]] = []
         self._started = time.monotonic()
         self._unfinished = len(requests)
@@ -96,16 +102,21 @@ class Generation:
 
         Raises:
             InvalidRequestError: before anything is submitted.
-            ProblemError: these requests never fit into the queue.
+            ProblemError: see `limits`.
             QueueFullError, EngineDeadError: from the engine.
             ClientDisconnectedError: the client left first; nothing runs any more.
         """
-        engine = context.engine
-        _check_room(engine, sum(request.params.num_sequences for request in requests))
-        for request in requests:
-            # Compiles the constraint, which takes from 1 ms to seconds.
-            await until_disconnect(http, engine.prepare(request))
-        generation = cls(engine, requests)
+        engine, gate = context.engine, context.gate
+        check_requests(context, requests)
+        gate.enter()
+        try:
+            for request in requests:
+                # Compiles the constraint, which takes from 1 ms to seconds.
+                await until_disconnect(http, engine.prepare(request))
+        except BaseException:
+            gate.leave()
+            raise
+        generation = cls(engine, requests, gate)
         try:
             first = await until_disconnect(http, anext(generation._outputs))
         except BaseException:
@@ -121,6 +132,7 @@ class Generation:
         index, output = self._head.pop() if self._head else await anext(self._outputs)
         self.completion_tokens += sum(len(sequence.token_ids) for sequence in output.outputs)
         self._unfinished -= output.finished
+        self.admitted = output.admitted if self.admitted is None else self.admitted
         if output.prompt_logprobs is not None:
             self.prompt_logprobs[index] = output.prompt_logprobs
         return index, output
@@ -145,6 +157,7 @@ class Generation:
         if self._closed:
             return
         self._closed = True
+        self._gate.leave()
         await self._outputs.aclose()
         logger.info(
             "request %s",
@@ -156,16 +169,6 @@ class Generation:
                 "completion_tokens": self.completion_tokens,
                 "seconds": round(time.monotonic() - self._started, 3),
             },
-        )
-
-
-def _check_room(engine: AsyncEngine, sequences: int) -> None:
-    """Refuse what would be told to come back later for ever. The engine knows of single requests only."""
-    config = engine.config
-    if config.max_queue is not None and sequences > config.max_num_seqs + config.max_queue:
-        raise invalid(
-            f"The request asks for {sequences} sequences (prompts x n), and no more than "
-            f"{config.max_num_seqs + config.max_queue} may run and wait on this server"
         )
 
 

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
+from .limits import Gate
 from .workers import Workers
 
 if TYPE_CHECKING:
     from ..async_engine import AsyncEngine
+
+# Threads that render conversations and tokenize long texts.
+READERS = 4
 
 # What an HTTP header carries unchanged and a shell or a list of keys in a variable does not split.
 _KEY = re.compile(r"[!-~]+")
@@ -29,6 +33,10 @@ class ServerSettings:
         max_best_of: TGI's limit on `best_of`.
         max_stop_sequences: TGI's limit on the length of `stop`.
         max_top_n_tokens: TGI's limit on `top_n_tokens`.
+        max_input_tokens: longest prompt, in tokens; None: one less than the context.
+        max_concurrent_requests: requests served at once; more are told to come back. None: any number.
+        max_client_batch_size: prompts of one request; None: as many as the route takes.
+        disable_grammar_support: refuse constraints on the text.
         max_body_size: largest body of a request, in bytes.
 
     Raises:
@@ -41,6 +49,10 @@ class ServerSettings:
     max_best_of: int = 2
     max_stop_sequences: int = 4
     max_top_n_tokens: int = 5
+    max_input_tokens: int | None = None
+    max_concurrent_requests: int | None = None
+    max_client_batch_size: int | None = None
+    disable_grammar_support: bool = False
     max_body_size: int = 8 * 2**20
 
     def __post_init__(self) -> None:
@@ -53,6 +65,10 @@ class ServerSettings:
                 )
         if self.max_body_size < 1:
             raise ValueError(f"`max_body_size` must be 1 byte or more; got {self.max_body_size!r}")
+        for name in ("max_input_tokens", "max_concurrent_requests", "max_client_batch_size"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
+                raise ValueError(f"`{name}` must be 1 or more; got {limit!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +80,7 @@ class ServerContext:
         settings: see `ServerSettings`.
         version: of the server.
         started: seconds since the epoch.
+        gate: what requests pass to be generated for; see `ServerSettings.max_concurrent_requests`.
         readers: render conversations and tokenize long texts.
     """
 
@@ -71,7 +88,8 @@ class ServerContext:
     settings: ServerSettings
     version: str
     started: int
-    readers: Workers = field(default_factory=lambda: Workers("read prompts", threads=4, waiting=1000))
+    gate: Gate = field(default_factory=Gate)
+    readers: Workers = field(default_factory=lambda: Workers("read prompts", threads=READERS, waiting=1000))
 
     def close(self) -> None:
         """End the threads when they have done what they do; does not wait for them."""

@@ -138,6 +138,19 @@ async def render(body: ChatRequest, context: ServerContext, http: HttpRequest) -
         InvalidRequestError: there is no chat template, or it refuses the messages.
         ClientDisconnectedError: the client left first.
     """
+    prompt = await render_text(body, context, http)
+    # The template writes the special tokens itself.
+    [token_ids] = await encode(context, [prompt], http, add_special_tokens=bool(body.add_special_tokens))
+    return token_ids
+
+
+async def render_text(body: ChatRequest, context: ServerContext, http: HttpRequest) -> str:
+    """Return a conversation's prompt as the template writes it.
+
+    Raises:
+        InvalidRequestError: there is no chat template, or it refuses the messages.
+        ClientDisconnectedError: the client left first.
+    """
     # Templates are programs: a slow one must not hold up the streams of others.
     rendering = context.readers.run(
         context.engine.tokenizer.render_chat,
@@ -146,7 +159,4 @@ async def render(body: ChatRequest, context: ServerContext, http: HttpRequest) -
         continue_final_message=bool(body.continue_final_message),
         **(body.chat_template_kwargs or {}),
     )
-    prompt = await until_disconnect(http, rendering)
-    # The template writes the special tokens itself.
-    [token_ids] = await encode(context, [prompt], http, add_special_tokens=bool(body.add_special_tokens))
-    return token_ids
+    return await until_disconnect(http, rendering)
