@@ -49,7 +49,7 @@ class SamplingParams:
         bad_words: texts that may not occur in the completion: the token that would complete one, as the
             tokenizer writes it with or without a blank before it, is not drawn (as in vLLM). At most 1,024,
             of 65,536 characters together.
-        watermark: mark the text, so that it can be told from others by its tokens alone (arXiv:2301.10226; see
+        watermark: mark the text, so that its tokens tell it from others (arXiv:2301.10226; see
             `sampling.watermark`).
         seed: makes the draws reproducible, whatever else runs, as far as the logits are equal (see
             `sampler`); sequence i of `n` uses `seed + i`.

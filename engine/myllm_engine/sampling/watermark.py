@@ -1,7 +1,7 @@
 """Mark a text, so that whoever knows how can tell it from others by its tokens alone.
 
-The watermark of Kirchenbauer et al. (arXiv:2301.10226): the token before a place divides the vocabulary into a
-green list and the rest, and green tokens are made likelier. With the numbers of TGI
+The watermark of Kirchenbauer et al. (arXiv:2301.10226): the token before a place divides the vocabulary into
+a green list and the rest, and green tokens are made likelier. The numbers are those of TGI
 (server/text_generation_server/utils/watermark.py), so that its detectors find it; transformers'
 `WatermarkDetector` does with `greenlist_ratio=0.5`.
 """

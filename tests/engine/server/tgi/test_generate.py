@@ -198,7 +198,7 @@ def test_a_watermark_is_found_by_transformers(http, engine):
     detector = WatermarkDetector(model, "cpu", config)
 
     def z_score(**more):
-        parameters = {"max_new_tokens": 60, "temperature": 1.0, "seed": 7, "details": True, **more}
+        parameters = {"max_new_tokens": 40, "temperature": 1.0, "seed": 7, "details": True, **more}
         answer = http.post("/generate", json={"inputs": PROMPT, "parameters": parameters}).json()
         tokens = [token["id"] for token in answer["details"]["tokens"]]
         [score] = detector(torch.tensor([tokens]), return_dict=True).z_score
