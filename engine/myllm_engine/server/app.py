@@ -13,7 +13,6 @@ from . import chat_tokenize, system, vertex
 from .auth import ApiKeyMiddleware
 from .body_limit import BodyLimitMiddleware
 from .errors import Problem, diagnose
-from .limits import Gate
 from .openai import chat, completions, models
 from .openai.errors import render as render_openai
 from .settings import ServerContext, ServerSettings
@@ -38,8 +37,7 @@ def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
         # A web page may send anything but JSON to 127.0.0.1 without asking: only JSON is taken.
         strict_content_type=True,
     )
-    gate = Gate(settings.max_concurrent_requests)
-    app.state.context = ServerContext(engine, settings, version, int(time.time()), gate)
+    app.state.context = ServerContext(engine, settings, version, int(time.time()))
     for module in (system, models, completions, chat, *_TGI):
         app.include_router(module.router)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_size)

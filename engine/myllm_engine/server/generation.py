@@ -17,7 +17,7 @@ from ..async_engine import AsyncEngine
 from ..errors import InvalidRequestError
 from ..request import CompletionOutput, FinishReason, Request, RequestOutput, TokenLogprob
 from .errors import ClientDisconnectedError
-from .limits import Gate, check_requests
+from .limits import check_requests
 from .settings import ServerContext
 
 logger = logging.getLogger(__name__)
@@ -83,14 +83,13 @@ class Generation:
         admitted: `time.monotonic()` when the engine began to work at it; None until then.
     """
 
-    def __init__(self, engine: AsyncEngine, requests: Sequence[Request], gate: Gate) -> None:
+    def __init__(self, engine: AsyncEngine, requests: Sequence[Request]) -> None:
         self.requests = requests
         self.admitted: float | None = None
         self.prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
         self.completion_tokens = 0
         self.prompt_logprobs: list[list[TokenLogprob | None] | None] = [None] * len(requests)
         self._outputs = _merge(engine, requests)
-        self._gate = gate
         self._head: list[tuple[int, RequestOutput]] = []
         self._started = time.monotonic()
         self._unfinished = len(requests)
@@ -106,17 +105,12 @@ class Generation:
             QueueFullError, EngineDeadError: from the engine.
             ClientDisconnectedError: the client left first; nothing runs any more.
         """
-        engine, gate = context.engine, context.gate
+        engine = context.engine
         check_requests(context, requests)
-        gate.enter()
-        try:
-            for request in requests:
-                # Compiles the constraint, which takes from 1 ms to seconds.
-                await until_disconnect(http, engine.prepare(request))
-        except BaseException:
-            gate.leave()
-            raise
-        generation = cls(engine, requests, gate)
+        for request in requests:
+            # Compiles the constraint, which takes from 1 ms to seconds.
+            await until_disconnect(http, engine.prepare(request))
+        generation = cls(engine, requests)
         try:
             first = await until_disconnect(http, anext(generation._outputs))
         except BaseException:
@@ -157,7 +151,6 @@ class Generation:
         if self._closed:
             return
         self._closed = True
-        self._gate.leave()
         await self._outputs.aclose()
         logger.info(
             "request %s",

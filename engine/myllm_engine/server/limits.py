@@ -6,43 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..request import Request
-from .errors import Kind, Problem, ProblemError, invalid
+from .errors import invalid
 
 if TYPE_CHECKING:
     from .settings import ServerContext
-
-
-class Gate:
-    """Let so many requests in at once, and tell the others to come back.
-
-    Args:
-        limit: requests that may be inside; None: any number.
-    """
-
-    def __init__(self, limit: int | None = None) -> None:
-        self._limit = limit
-        self._inside = 0
-
-    def enter(self) -> None:
-        """Let a request in, until `leave`.
-
-        Raises:
-            ProblemError: there is no room.
-        """
-        if self._limit is not None and self._inside >= self._limit:
-            raise ProblemError(
-                Problem(
-                    Kind.OVERLOADED,
-                    f"{self._inside} requests are being served, and no more may be at once (the server's "
-                    "--max-concurrent-requests): try again later",
-                    headers={"Retry-After": "1"},
-                )
-            )
-        self._inside += 1
-
-    def leave(self) -> None:
-        """Make room again."""
-        self._inside -= 1
 
 
 def check_requests(context: ServerContext, requests: Sequence[Request]) -> None:
@@ -67,14 +34,3 @@ def check_requests(context: ServerContext, requests: Sequence[Request]) -> None:
         )
     if settings.disable_grammar_support and any(request.params.structured for request in requests):
         raise invalid("grammar is not supported")  # TGI's words
-
-
-def check_batch(context: ServerContext, count: int, param: str) -> None:
-    """Refuse more prompts in one request than the server is set to take.
-
-    Raises:
-        ProblemError: in TGI's words.
-    """
-    limit = context.settings.max_client_batch_size
-    if limit is not None and count > limit:
-        raise invalid(f"Number of prompts exceeds the maximum allowed batch size of {limit}", param)

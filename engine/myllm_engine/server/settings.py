@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
-from .limits import Gate
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class ServerSettings:
         max_top_n_tokens: TGI's limit on `top_n_tokens`.
         max_input_tokens: longest prompt, in tokens; None: one less than the context.
         max_concurrent_requests: requests served at once; more are told to come back. None: any number.
-        max_client_batch_size: prompts of one request; None: as many as the route takes.
+        max_client_batch_size: TGI's limit on the prompts of one request.
         disable_grammar_support: refuse constraints on the text.
         max_body_size: largest body of a request, in bytes.
 
@@ -51,7 +50,7 @@ class ServerSettings:
     max_top_n_tokens: int = 5
     max_input_tokens: int | None = None
     max_concurrent_requests: int | None = None
-    max_client_batch_size: int | None = None
+    max_client_batch_size: int = 4
     disable_grammar_support: bool = False
     max_body_size: int = 8 * 2**20
 
@@ -65,10 +64,6 @@ class ServerSettings:
                 )
         if self.max_body_size < 1:
             raise ValueError(f"`max_body_size` must be 1 byte or more; got {self.max_body_size!r}")
-        for name in ("max_input_tokens", "max_concurrent_requests", "max_client_batch_size"):
-            limit = getattr(self, name)
-            if limit is not None and limit < 1:
-                raise ValueError(f"`{name}` must be 1 or more; got {limit!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +75,6 @@ class ServerContext:
         settings: see `ServerSettings`.
         version: of the server.
         started: seconds since the epoch.
-        gate: what requests pass to be generated for; see `ServerSettings.max_concurrent_requests`.
         readers: render conversations and tokenize long texts.
     """
 
@@ -88,7 +82,6 @@ class ServerContext:
     settings: ServerSettings
     version: str
     started: int
-    gate: Gate = field(default_factory=Gate)
     readers: Workers = field(default_factory=lambda: Workers("read prompts", threads=READERS, waiting=1000))
 
     def close(self) -> None:

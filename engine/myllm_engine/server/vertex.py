@@ -12,7 +12,6 @@ from pydantic import Discriminator, Field, Tag
 from ..errors import InvalidRequestError
 from .errors import invalid
 from .fields import StrictModel
-from .limits import check_batch
 from .openai.chat_request import ChatRequest
 from .openai.conversation import Conversation
 from .responses import json_response
@@ -43,7 +42,9 @@ class VertexRequest(StrictModel):
 @router.post("/vertex", summary="Continue texts and conversations (Vertex AI)")
 async def vertex(body: VertexRequest, context: Context, http: HttpRequest) -> Response:
     """Return `{"predictions"}`, a text for each instance; prompts are sampled unless they say otherwise."""
-    check_batch(context, len(body.instances), "instances")
+    limit = context.settings.max_client_batch_size
+    if len(body.instances) > limit:
+        raise invalid(f"Number of prompts exceeds the maximum allowed batch size of {limit}", "instances")
     async with AsyncExitStack() as stack:
         running = [
             await stack.enter_async_context(aclosing(await _open(instance, context, http)))

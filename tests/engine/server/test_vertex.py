@@ -47,6 +47,10 @@ def test_parameters_of_an_instance_are_honoured(scripted, said):
         ({"instances": [{"inputs": "x", "parameters": {"top_p": 2}}]}, "`top_p` must be > 0.0 and < 1.0"),
         ({"instances": [{**CHAT, "n": 2}]}, "an instance is answered with one text"),
         ({"instances": [{**CHAT, "stream": True}]}, "an instance is answered with one text"),
+        (
+            {"instances": [{"inputs": "x"}] * 5},
+            "Number of prompts exceeds the maximum allowed batch size of 4",
+        ),
         ({"instances": ["x"]}, "`instances[0]"),
     ],
 )

@@ -15,7 +15,6 @@ from fastapi import Request as HttpRequest
 from ...request import Request
 from ..errors import diagnose
 from ..generation import Generation, encode
-from ..limits import check_batch
 from ..responses import EventStream, json_response
 from ..settings import Context, ServerContext
 from .chunks import DONE, ChunkWriter, usage
@@ -59,7 +58,6 @@ class _Answer:
 async def create_completion(body: CompletionRequest, context: Context, http: HttpRequest) -> Response:
     """Continue one or more prompts; choice `i` continues prompt `i // n`."""
     model = resolve_model(context, body.model)
-    check_batch(context, len(body.prompt), "prompt")
     check_limit(body.logprobs, context.settings.max_logprobs, "logprobs")
     check_limit(body.prompt_logprobs, context.settings.max_logprobs, "prompt_logprobs")
     params = body.sampling_params(
