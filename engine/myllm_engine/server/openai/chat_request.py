@@ -9,6 +9,7 @@ from pydantic import Field, StrictInt, field_validator, model_validator
 from ..fields import refusal
 from .messages import Message
 from .protocol import NO_EFFECT, UNSUPPORTED, GenerationRequest
+from .tgi_words import from_tgi
 
 # What `chat_template_kwargs` may not name: parameters of transformers' `apply_chat_template`. Some have
 # fields of their own (`documents` is refused there), the others are no variables of a template.
@@ -107,6 +108,11 @@ class ChatRequest(GenerationRequest):
                 "`max_tokens` and `max_completion_tokens` differ; give one of them", "max_completion_tokens"
             )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_tgi(cls, data: Any) -> Any:
+        return from_tgi(data) if isinstance(data, dict) else data
 
     @property
     def completion_limit(self) -> int | None:
