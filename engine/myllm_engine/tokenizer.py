@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import logging
 import re
 from collections.abc import Sequence
@@ -100,6 +101,24 @@ class Tokenizer:
             return bytes([int(match[1], 16)])
         return piece.replace("▁", " ").encode()
 
+    def token_name(self, token_id: int) -> str:
+        """Return the name that the vocabulary has for a token, such as "Ġthe"; empty for an unknown id."""
+        return self.backend.id_to_token(token_id) or ""
+
+    def info(self) -> dict[str, Any]:
+        """Return what describes the tokenizer, as a `tokenizer_config.json` does, in values that JSON has."""
+        known = {
+            name: value
+            for name, value in self._tokenizer.init_kwargs.items()
+            if not name.endswith("_file") and name not in ("name_or_path", "tokenizer_object")
+        }
+        plain = json.loads(json.dumps(known, default=_in_json))
+        return {
+            **plain,
+            "tokenizer_class": type(self._tokenizer).__name__,
+            "chat_template": self.chat_template,
+        }
+
     def is_special(self, token_id: int) -> bool:
         """Tell whether a token is left out when special tokens are skipped."""
         return token_id in self._special
@@ -161,6 +180,11 @@ class Tokenizer:
     def encode_chat(self, messages: list[dict[str, Any]], /, **kwargs: Any) -> list[int]:
         """Return the ids of `render_chat(messages, **kwargs)`; the template writes its own special tokens."""
         return self.encode(self.render_chat(messages, **kwargs), add_special_tokens=False)
+
+
+def _in_json(value: Any) -> Any:
+    """Return what stands for a value that JSON does not have: a token's text, or what Python shows."""
+    return getattr(value, "content", None) or str(value)
 
 
 @functools.cache

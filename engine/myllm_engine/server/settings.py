@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastapi import Depends, Request
 
@@ -30,6 +30,14 @@ class ServerSettings:
         max_stop_sequences: TGI's limit on the length of `stop`.
         max_top_n_tokens: TGI's limit on `top_n_tokens`.
         max_body_size: largest body of a request, in bytes.
+        enable_prompt_tokens_details: tell in `usage` how many prompt tokens were found in the prefix cache.
+        enable_force_include_usage: every chunk of every stream carries the token counts, asked for or not.
+        enable_per_request_metrics: answers of one sequence tell how long it took (`metrics`).
+        return_tokens_as_token_ids: name tokens "token_id:5" in log-probabilities, unless a request says how.
+        allow_unknown_fields: pass over fields of requests that no dialect knows, as vLLM does.
+        allow_runtime_lora: let clients load LoRA adapters, from any folder or hub id, and unload them.
+        enable_tokenizer_info_endpoint: answer `/tokenizer_info`.
+        pooling: how `/v1/embeddings` makes one vector of a text: "last", of its last token, or "mean".
 
     Raises:
         ValueError: from the constructor, for a key that no client can send and for a limit out of range.
@@ -42,6 +50,14 @@ class ServerSettings:
     max_stop_sequences: int = 4
     max_top_n_tokens: int = 5
     max_body_size: int = 8 * 2**20
+    enable_prompt_tokens_details: bool = False
+    enable_force_include_usage: bool = False
+    enable_per_request_metrics: bool = False
+    return_tokens_as_token_ids: bool = False
+    allow_unknown_fields: bool = False
+    allow_runtime_lora: bool = False
+    enable_tokenizer_info_endpoint: bool = False
+    pooling: Literal["last", "mean"] = "last"
 
     def __post_init__(self) -> None:
         for number, key in enumerate(self.api_keys, start=1):
@@ -53,6 +69,8 @@ class ServerSettings:
                 )
         if self.max_body_size < 1:
             raise ValueError(f"`max_body_size` must be 1 byte or more; got {self.max_body_size!r}")
+        if self.pooling not in ("last", "mean"):
+            raise ValueError(f"`pooling` must be 'last' or 'mean'; got {self.pooling!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +83,7 @@ class ServerContext:
         version: of the server.
         started: seconds since the epoch.
         readers: render conversations and tokenize long texts.
+        loaders: load LoRA adapters.
     """
 
     engine: AsyncEngine
@@ -72,10 +91,12 @@ class ServerContext:
     version: str
     started: int
     readers: Workers = field(default_factory=lambda: Workers("read prompts", threads=4, waiting=1000))
+    loaders: Workers = field(default_factory=lambda: Workers("load adapters", threads=1, waiting=16))
 
     def close(self) -> None:
         """End the threads when they have done what they do; does not wait for them."""
         self.readers.close()
+        self.loaders.close()
 
 
 async def get_context(request: Request) -> ServerContext:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -16,10 +15,11 @@ from ..errors import diagnose
 from ..responses import EventStream, json_response
 from ..settings import Context
 from .chat_request import ChatRequest
-from .chunks import DONE, ChunkWriter, usage
+from .chunks import DONE, ChunkWriter, prompt_fields, totals
 from .conversation import Conversation
 from .errors import OpenAIRoute, event
-from .logprobs import chat_logprobs, prompt_logprobs
+from .ids import answer_id
+from .logprobs import chat_logprobs
 
 router = APIRouter(route_class=OpenAIRoute, tags=["OpenAI"])
 
@@ -27,10 +27,10 @@ router = APIRouter(route_class=OpenAIRoute, tags=["OpenAI"])
 @router.post("/v1/chat/completions", summary="Answer in a conversation")
 async def create_chat_completion(body: ChatRequest, context: Context, http: HttpRequest) -> Response:
     """Write the next message of a conversation, rendered by the model's chat template."""
-    answer_id = f"chatcmpl-{uuid.uuid4().hex}"
-    conversation = await Conversation.open(body, context, http, answer_id)
+    name = answer_id("chatcmpl", body.request_id, http)
+    conversation = await Conversation.open(body, context, http, name)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
-    head = {"id": answer_id, "object": kind, "created": int(time.time()), "model": conversation.model}
+    head = {"id": name, "object": kind, "created": int(time.time()), "model": conversation.model}
     tokenizer = context.engine.tokenizer
     if body.stream:
         return EventStream(_stream(conversation, head, tokenizer), source=conversation)
@@ -41,27 +41,27 @@ async def _collect(
     conversation: Conversation, head: dict[str, Any], tokenizer: Tokenizer, http: HttpRequest
 ) -> dict[str, Any]:
     body, generation = conversation.body, conversation.generation
+    as_ids = body.tokens_as_ids(generation.settings)
     choices = [
         {
             "index": index,
             "message": {"role": "assistant", "content": reply.text, "refusal": None},
-            "logprobs": chat_logprobs(tokenizer, reply.logprobs) if body.logprobs else None,
+            "logprobs": chat_logprobs(tokenizer, reply.logprobs, as_ids=as_ids) if body.logprobs else None,
             "finish_reason": reply.finish_reason,
             "stop_reason": reply.stop_reason,
+            **({"token_ids": reply.token_ids} if body.return_token_ids else {}),
         }
         for index, reply in enumerate(await conversation.collect(http))
     ]
-    counts = usage(generation.prompt_tokens, generation.completion_tokens)
-    prompt: dict[str, Any] = {}
-    if body.prompt_logprobs is not None:
-        prompt["prompt_logprobs"] = prompt_logprobs(tokenizer, generation.prompt_logprobs[0] or [])
-    return {**head, "choices": choices, "usage": counts, **prompt}
+    prompt = prompt_fields(body, generation, tokenizer)
+    return {**head, "choices": choices, **totals(generation), **prompt}
 
 
 async def _stream(
     conversation: Conversation, head: dict[str, Any], tokenizer: Tokenizer
 ) -> AsyncGenerator[bytes, None]:
     body = conversation.body
+    as_ids = body.tokens_as_ids(conversation.generation.settings)
     writer = ChunkWriter(
         head,
         conversation.generation,
@@ -70,13 +70,15 @@ async def _stream(
     )
     try:
         for index in range(body.n or 1):
-            yield writer.choice(index, b'"delta":{"role":"assistant","content":""}')
+            prompt = prompt_fields(body, conversation.generation, tokenizer)
+            yield writer.choice(index, b'"delta":{"role":"assistant","content":""}', more=prompt)
         async for delta in conversation.deltas():
-            scores = chat_logprobs(tokenizer, delta.logprobs) if delta.logprobs else None
-            if delta.text or scores or delta.finish_reason:
+            scores = chat_logprobs(tokenizer, delta.logprobs, as_ids=as_ids) if delta.logprobs else None
+            tokens = b',"token_ids":' + orjson.dumps(delta.token_ids) if body.return_token_ids else b""
+            if delta.text or scores or delta.finish_reason or tokens:
                 yield writer.choice(
                     delta.index,
-                    b'"delta":{"content":' + orjson.dumps(delta.text) + b"}",
+                    b'"delta":{"content":' + orjson.dumps(delta.text) + b"}" + tokens,
                     logprobs=scores,
                     finish_reason=delta.finish_reason,
                     stop_reason=delta.stop_reason,

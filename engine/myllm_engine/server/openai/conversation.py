@@ -6,7 +6,6 @@ the `Reply`s of a whole answer in its own shape.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
@@ -16,8 +15,9 @@ from ...request import FinishReason, Request, TokenLogprob
 from ..generation import Generation, encode, until_disconnect
 from ..settings import ServerContext
 from .chat_request import ChatRequest
+from .ids import engine_id
 from .logprobs import check_limit
-from .models import resolve_model
+from .models import lora_of, resolve_model
 
 
 @dataclass(slots=True)
@@ -90,14 +90,17 @@ class Conversation:
         params = body.sampling_params(
             max_tokens=body.completion_limit, logprobs=(body.top_logprobs or 0) if body.logprobs else None
         )
+        token_ids = await render(body, context, http)
         request = Request(
-            prompt_token_ids=await render(body, context, http),
+            prompt_token_ids=body.truncate(token_ids, context.engine.max_model_len, body.completion_limit),
             params=params,
-            request_id=request_id or uuid.uuid4().hex,
+            request_id=engine_id(request_id or "chat"),
             priority=body.priority or 0,
+            lora=lora_of(context, model),
             cache_salt=body.cache_salt,
         )
-        return cls(body, model, await Generation.open(context, [request], http))
+        generation = await Generation.open(context, [request], http, interval=body.stream_interval)
+        return cls(body, model, generation)
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """Yield what the choices gain, as it comes."""
