@@ -380,7 +380,7 @@ class RequestOutput:
                 self.outputs.append(output)
         self.outputs.sort(key=lambda output: output.index)
         self.finished = self.finished or new.finished
-        self.prompt_logprobs = self.prompt_logprobs or new.prompt_logprobs
+        self.prompt_logprobs = new.prompt_logprobs or self.prompt_logprobs
         self.embedding = self.embedding or new.embedding
         self.num_cached_tokens = max(self.num_cached_tokens, new.num_cached_tokens)
         self.admitted = new.admitted if self.admitted is None else self.admitted

@@ -110,6 +110,8 @@ class ScriptedEngine:
     model_name: str = "Scripted"
     max_model_len: int = 100
     vocab_size: int = 257
+    hidden_size: int = 4
+    loras: dict[str, str] = field(default_factory=dict)
     device: str = "cpu"
     dtype: str = "float32"
     requests: list[Request] = field(default_factory=list)
@@ -167,6 +169,12 @@ def scripted() -> Scripted:
             yield live
 
     return serve
+
+
+@pytest.fixture(scope="session", name="serve")
+def serve_fixture() -> Callable[..., AbstractContextManager[Live]]:
+    """Hand `serve_engine` on: test modules cannot import from here."""
+    return serve_engine
 
 
 @pytest.fixture(scope="session", name="said")

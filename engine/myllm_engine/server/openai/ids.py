@@ -10,7 +10,7 @@ _LONGEST = 256
 
 
 def answer_id(prefix: str, request_id: str | None, http: HttpRequest) -> str:
-    """Return the id of an answer: `prefix`, and the header X-Request-Id or the body's `request_id`, as vLLM."""
+    """Return the id of an answer: `prefix`, and the X-Request-Id header or the `request_id` field."""
     header = http.headers.get("x-request-id", "")
     return f"{prefix}-{header[:_LONGEST] or request_id or uuid.uuid4().hex}"
 

@@ -39,8 +39,8 @@ REASONS: dict[str, str] = {
 
 # Accepted without effect. Most concern billing, storage and caches of a hosted service;
 # `guided_decoding_backend` chooses among libraries that enforce the same constraint, and there is one here;
-# `spaces_between_special_tokens` acts on tokenizers written in Python, and there is none here; the others that
-# vLLM defines act on its endpoints that render, and on data that it gives out only if its flags say so.
+# `spaces_between_special_tokens` acts on tokenizers written in Python, and there is none here; the others of
+# vLLM act on its endpoints that render, and on data that it gives out only if its flags say so.
 NO_EFFECT = frozenset(
     {
         "cache_control",
