@@ -122,6 +122,8 @@ class Generation:
         self.settings = context.settings
         self.prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
         self.completion_tokens = 0
+        # Those of the completion's that the model thought with; None where nobody tells thoughts apart.
+        self.reasoning_tokens: int | None = None
         self.prompt_logprobs: list[list[TokenLogprob | None] | None] = [None] * len(requests)
         self.embeddings: list[list[float] | None] = [None] * len(requests)
         self.times = Times(opened=time.monotonic())

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -78,6 +79,7 @@ class ByteTokenizer:
 
     chat_template = None
     eos_token_ids = frozenset({256})
+    special_tokens = MappingProxyType({"<end>": 256})
     vocab_size = 257
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:

@@ -17,14 +17,23 @@ from .protocol import GenerationRequest
 DONE = b"data: [DONE]\n\n"
 
 
-def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int | None = None) -> dict[str, Any]:
-    """Return the `usage` object; with `cached_tokens`, it says how many of the prompt's were in the cache."""
-    return {
+def usage(
+    prompt_tokens: int,
+    completion_tokens: int,
+    *,
+    cached_tokens: int | None = None,
+    reasoning_tokens: int | None = None,
+) -> dict[str, Any]:
+    """Return the `usage` object; it tells of cached tokens and of thoughts only where these are given."""
+    counts: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "completion_tokens": completion_tokens,
         "prompt_tokens_details": None if cached_tokens is None else {"cached_tokens": cached_tokens},
     }
+    if reasoning_tokens is not None:
+        counts["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
+    return counts
 
 
 def totals(generation: Generation) -> dict[str, Any]:
@@ -36,7 +45,8 @@ def totals(generation: Generation) -> dict[str, Any]:
     counts = usage(
         generation.prompt_tokens,
         generation.completion_tokens,
-        generation.cached_tokens if detailed else None,
+        cached_tokens=generation.cached_tokens if detailed else None,
+        reasoning_tokens=generation.reasoning_tokens,
     )
     is_one = len(generation.requests) == 1 and generation.requests[0].params.n == 1
     if not (is_one and generation.settings.enable_per_request_metrics):
