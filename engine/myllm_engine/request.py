@@ -80,7 +80,7 @@ class SamplingParams:
     """Say how the tokens of one request are chosen and when it ends.
 
     The order of work on a row of logits is that of vLLM and transformers: penalties and bias, temperature,
-    top_k, top_p, min_p, typical_p, then the draw.
+    top_k, top_p, min_p, typical_p, then the draw; a watermark comes first, as in TGI.
 
     Attributes:
         max_tokens: longest completion; None: up to the end of the context. With 0 the prompt is read, for
@@ -99,6 +99,8 @@ class SamplingParams:
         bad_words: texts that may not occur in the completion: the token that would complete one, as the
             tokenizer writes it with or without a blank before it, is not drawn (as in vLLM). At most 1,024,
             of 65,536 characters together.
+        watermark: mark the text, so that its tokens tell it from others (arXiv:2301.10226; see
+            `sampling.watermark`).
         seed: makes the draws reproducible, whatever else runs, as far as the logits are equal (see
             `sampler`); sequence i of `n` uses `seed + i`.
         n: completions to return, at most 128.
@@ -144,6 +146,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     allowed_token_ids: Sequence[int] = ()
     bad_words: Sequence[str] = ()
+    watermark: bool = False
     seed: int | None = None
     n: int = 1
     best_of: int | None = None
@@ -188,7 +191,13 @@ class SamplingParams:
             if getattr(self, name) is not None:
                 checks.check_int(name, getattr(self, name), low=0)
         self._check_candidates()
-        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens", "use_beam_search"):
+        for name in (
+            "include_stop_str_in_output",
+            "ignore_eos",
+            "skip_special_tokens",
+            "use_beam_search",
+            "watermark",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequestError(
                     f"`{name}` must be a boolean; got {getattr(self, name)!r}", param=name

@@ -79,6 +79,16 @@ class Tokenizer:
         """Return the token ids of a text; special tokens that occur in it are recognised."""
         return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
+    def encode_with_offsets(
+        self, text: str, add_special_tokens: bool = True
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the token ids of a text, and where in it each token begins and ends, in characters.
+
+        A token that stands for nothing in the text, as one added at its beginning, has `(0, 0)`.
+        """
+        encoding = self.backend.encode(text, add_special_tokens=add_special_tokens)
+        return list(encoding.ids), list(encoding.offsets)
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text of token ids; bytes that are no UTF-8 become U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from ..async_engine import AsyncEngine
-from . import dispatch, system
+from . import chat_tokenize, dispatch, system, vertex
 from .auth import ApiKeyMiddleware
 from .body_limit import BodyLimitMiddleware
 from .errors import Problem, diagnose
@@ -20,6 +20,8 @@ from .tgi import generate, info
 from .tgi.errors import render as render_tgi
 
 DISTRIBUTION = "myllm-suite"
+
+_TGI = (info, generate, chat_tokenize, vertex)
 
 
 def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
@@ -37,8 +39,8 @@ def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
     )
     app.state.context = ServerContext(engine, settings, version, int(time.time()))
     for module in (
-        *(system, models, completions, chat, embeddings, tokenization, adapters),
-        *(info, generate, dispatch),
+        *(system, models, completions, chat, embeddings, tokenization, adapters, dispatch),
+        *_TGI,
     ):
         app.include_router(module.router)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_size)
@@ -56,5 +58,5 @@ def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
 
 def _render(path: str, problem: Problem) -> Response:
     """Answer a failure outside of every route in the dialect that the path belongs to."""
-    is_tgi = any(route.path == path for module in (info, generate) for route in module.router.routes)
+    is_tgi = any(route.path == path for module in _TGI for route in module.router.routes)
     return render_tgi(problem) if is_tgi else render_openai(problem)

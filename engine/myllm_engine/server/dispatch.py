@@ -19,7 +19,8 @@ from .openai.tokenization import TokenizeRequest
 from .settings import Context, ServerContext
 from .tgi import generate
 from .tgi.errors import render as render_tgi
-from .tgi.protocol import CompatRequest
+from .tgi.protocol import GenerateRequest
+from .tgi.tokenize import tokenize_inputs
 
 router = APIRouter(route_class=OpenAIRoute)
 
@@ -47,7 +48,7 @@ async def tokenize(
 ) -> Response:
     """Return the tokens of `prompt` or `messages` in vLLM's shape, of `inputs` in TGI's."""
     if "inputs" in body:
-        raise invalid("`inputs` are not tokenized by this server: send `prompt` or `messages`", "inputs")
+        return await _in_tgis_words(tokenize_inputs, body, context, http)
     return await tokenization.tokenize(parse(TokenizeRequest, body), context, http)
 
 
@@ -75,13 +76,13 @@ async def invocations(
 
 
 async def _in_tgis_words(
-    handler: Callable[[CompatRequest, ServerContext, HttpRequest], Awaitable[Response]],
+    handler: Callable[[GenerateRequest, ServerContext, HttpRequest], Awaitable[Response]],
     body: dict[str, Any],
     context: ServerContext,
     http: HttpRequest,
 ) -> Response:
     try:
-        return await handler(parse(CompatRequest, body), context, http)
+        return await handler(parse(GenerateRequest, body), context, http)
     except ClientDisconnectedError:
         raise
     except Exception as error:  # noqa: BLE001 - a boundary, as every route's

@@ -33,6 +33,7 @@ class Kind(Enum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     OVERLOADED = "overloaded"
     ENGINE_DEAD = "engine_dead"
+    GENERATION = "generation"
     INTERNAL = "internal"
 
 
@@ -83,7 +84,7 @@ def diagnose(error: BaseException) -> Problem:
     if isinstance(error, EngineDeadError):
         return Problem(Kind.ENGINE_DEAD, f"The engine has stopped and serves no request: {error}")
     if isinstance(error, EngineError):
-        return Problem(Kind.INTERNAL, str(error))
+        return Problem(Kind.GENERATION, str(error))
     if isinstance(error, HTTPException):
         return _from_http(error)
     if isinstance(error, UnicodeEncodeError):

@@ -16,7 +16,8 @@ from fastapi import Request as HttpRequest
 from ..async_engine import AsyncEngine
 from ..errors import InvalidRequestError
 from ..request import CompletionOutput, FinishReason, Request, RequestOutput, TokenLogprob
-from .errors import ClientDisconnectedError, invalid
+from .errors import ClientDisconnectedError
+from .limits import check_requests
 from .settings import ServerContext
 
 logger = logging.getLogger(__name__)
@@ -154,12 +155,12 @@ class Generation:
 
         Raises:
             InvalidRequestError: before anything is submitted.
-            ProblemError: these requests never fit into the queue.
+            ProblemError: see `limits`.
             QueueFullError, EngineDeadError: from the engine.
             ClientDisconnectedError: the client left first; nothing runs any more.
         """
         engine = context.engine
-        _check_room(engine, sum(request.params.num_sequences for request in requests))
+        check_requests(context, requests)
         for request in requests:
             # Compiles the constraint, which takes from 1 ms to seconds.
             await until_disconnect(http, engine.prepare(request))
@@ -241,16 +242,6 @@ class Generation:
                 "completion_tokens": self.completion_tokens,
                 "seconds": round(time.monotonic() - self.times.opened, 3),
             },
-        )
-
-
-def _check_room(engine: AsyncEngine, sequences: int) -> None:
-    """Refuse what would be told to come back later for ever. The engine knows of single requests only."""
-    config = engine.config
-    if config.max_queue is not None and sequences > config.max_num_seqs + config.max_queue:
-        raise invalid(
-            f"The request asks for {sequences} sequences (prompts x n), and no more than "
-            f"{config.max_num_seqs + config.max_queue} may run and wait on this server"
         )
 
 

@@ -15,6 +15,9 @@ from .workers import Workers
 if TYPE_CHECKING:
     from ..async_engine import AsyncEngine
 
+# Threads that render conversations and tokenize long texts.
+READERS = 4
+
 # What an HTTP header carries unchanged and a shell or a list of keys in a variable does not split.
 _KEY = re.compile(r"[!-~]+")
 
@@ -31,6 +34,10 @@ class ServerSettings:
         max_best_of: TGI's limit on `best_of`.
         max_stop_sequences: TGI's limit on the length of `stop`.
         max_top_n_tokens: TGI's limit on `top_n_tokens`.
+        max_input_tokens: longest prompt, in tokens; None: one less than the context.
+        max_concurrent_requests: requests served at once; more are told to come back. None: any number.
+        max_client_batch_size: TGI's limit on the prompts of one request.
+        disable_grammar_support: refuse constraints on the text.
         max_body_size: largest body of a request, in bytes.
         enable_auto_tool_choice: the model may choose to call tools; needs `tool_call_parser`.
         tool_call_parser: name of the format in which the model writes calls of tools.
@@ -59,6 +66,10 @@ class ServerSettings:
     max_best_of: int = 2
     max_stop_sequences: int = 4
     max_top_n_tokens: int = 5
+    max_input_tokens: int | None = None
+    max_concurrent_requests: int | None = None
+    max_client_batch_size: int = 4
+    disable_grammar_support: bool = False
     max_body_size: int = 8 * 2**20
     enable_auto_tool_choice: bool = False
     tool_call_parser: str | None = None
@@ -119,7 +130,7 @@ class ServerContext:
     settings: ServerSettings
     version: str
     started: int
-    readers: Workers = field(default_factory=lambda: Workers("read prompts", threads=4, waiting=1000))
+    readers: Workers = field(default_factory=lambda: Workers("read prompts", threads=READERS, waiting=1000))
     loaders: Workers = field(default_factory=lambda: Workers("load adapters", threads=1, waiting=16))
 
     def close(self) -> None:

@@ -85,6 +85,12 @@ class ByteTokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 
+    def encode_with_offsets(
+        self, text: str, add_special_tokens: bool = True
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        places = [place for place, character in enumerate(text) for _ in character.encode()]
+        return self.encode(text), [(place, place + 1) for place in places]
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
@@ -116,6 +122,7 @@ class ScriptedEngine:
     loras: dict[str, str] = field(default_factory=dict)
     device: str = "cpu"
     dtype: str = "float32"
+    loras: dict[str, str] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     compiler: Callable[[Request], Awaitable[None]] | None = None
 

@@ -45,6 +45,15 @@ def test_a_conversation_is_what_the_chat_endpoint_reads(http, engine, options):
     assert http.post("/v1/chat/completions", json=chat).json()["prompt_token_ids"] == answer["tokens"]
 
 
+def test_tgis_body_is_answered_in_tgis_shape(http, engine):
+    answer = http.post("/tokenize", json={"inputs": TEXT}).json()
+    assert [token["id"] for token in answer] == engine.tokenizer.encode(TEXT)
+    assert list(answer[0]) == ["id", "text", "start", "stop"]
+    response = http.post("/tokenize", json={"inputs": 5})
+    assert response.status_code == 422
+    assert response.json()["error_type"] == "validation"
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param", "says"),
     [

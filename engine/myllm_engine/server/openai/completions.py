@@ -99,7 +99,7 @@ async def create_completion(body: CompletionRequest, context: Context, http: Htt
     requests = [
         Request(
             prompt_token_ids=body.truncate(
-                next(encoded) if isinstance(prompt, str) else prompt, context.engine.max_model_len, max_tokens
+                next(encoded) if isinstance(prompt, str) else prompt, context, max_tokens
             ),
             params=params,
             request_id=engine_id(name, index),

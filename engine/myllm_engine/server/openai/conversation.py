@@ -67,7 +67,7 @@ class Conversation:
             max_tokens=body.completion_limit, logprobs=(body.top_logprobs or 0) if body.logprobs else None
         )
         token_ids = await render(body, context, http)
-        token_ids = body.truncate(token_ids, context.engine.max_model_len, body.completion_limit)
+        token_ids = body.truncate(token_ids, context, body.completion_limit)
         request = Request(
             prompt_token_ids=token_ids,
             params=form.params(params, token_ids),
@@ -124,6 +124,20 @@ async def render(body: ChatRequest, context: ServerContext, http: HttpRequest) -
         ProblemError: the request brings a template, and the server does not trust it.
         ClientDisconnectedError: the client left first.
     """
+    prompt = await render_text(body, context, http)
+    # The template writes the special tokens itself.
+    [token_ids] = await encode(context, [prompt], http, add_special_tokens=bool(body.add_special_tokens))
+    return token_ids
+
+
+async def render_text(body: ChatRequest, context: ServerContext, http: HttpRequest) -> str:
+    """Return a conversation's prompt as the template writes it.
+
+    Raises:
+        InvalidRequestError: there is no chat template, or it refuses the messages.
+        ProblemError: the request brings a template, and the server does not trust it.
+        ClientDisconnectedError: the client left first.
+    """
     if body.chat_template is not None and not context.settings.trust_request_chat_template:
         raise invalid(
             "`chat_template` is a program that this server does not run for its clients; "
@@ -139,7 +153,4 @@ async def render(body: ChatRequest, context: ServerContext, http: HttpRequest) -
         chat_template=body.chat_template,
         **body.template_variables(context.settings.default_chat_template_kwargs),
     )
-    prompt = await until_disconnect(http, rendering)
-    # The template writes the special tokens itself.
-    [token_ids] = await encode(context, [prompt], http, add_special_tokens=bool(body.add_special_tokens))
-    return token_ids
+    return await until_disconnect(http, rendering)

@@ -127,7 +127,7 @@ async def create_embedding(body: EmbeddingRequest, context: Context, http: HttpR
     name = answer_id("embd", body.request_id, http)
     requests = [
         Request(
-            prompt_token_ids=body.truncate(token_ids, context.engine.max_model_len, 0, side="right"),
+            prompt_token_ids=body.truncate(token_ids, context, 0, side="right"),
             request_id=engine_id(name, index),
             priority=body.priority or 0,
             lora=lora_of(context, model),

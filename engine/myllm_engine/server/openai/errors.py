@@ -18,6 +18,7 @@ _STATUS = {
     Kind.METHOD_NOT_ALLOWED: (405, "MethodNotAllowedError"),
     Kind.OVERLOADED: (503, "ServiceUnavailableError"),
     Kind.ENGINE_DEAD: (500, "InternalServerError"),
+    Kind.GENERATION: (500, "InternalServerError"),
     Kind.INTERNAL: (500, "InternalServerError"),
 }
 

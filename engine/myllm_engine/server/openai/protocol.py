@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, StrictInt, field_validator, model_v
 from ...request import Repetition, SamplingParams
 from ..errors import invalid
 from ..fields import StrictModel, refusal
-from ..settings import ServerSettings
+from ..settings import ServerContext, ServerSettings
 from .constraints import ResponseFormat, StructuredOutputs, constraint
 
 # Known to OpenAI or vLLM and not offered here, with the values that ask for nothing special.
@@ -23,7 +23,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "logits_processors": ([],),
     "thinking_token_budget": (-1,),
     "vllm_xargs": ({},),
-    "watermarking": (False,),
 }
 
 _NO_TRANSFER = "are not taken: this server neither sends its caches to other servers nor takes theirs"
@@ -34,7 +33,6 @@ REASONS: dict[str, str] = {
     "`bad_words` or `structured_outputs`",
     "thinking_token_budget": "is not enforced here: `max_tokens` limits thoughts and answer together",
     "vllm_xargs": "are not taken: this server has no extensions that would read them",
-    "watermarking": "is not offered: this server marks no text",
 }
 
 # Accepted without effect. Most concern billing, storage and caches of a hosted service;
@@ -151,30 +149,31 @@ class Truncation(StrictModel):
         return count
 
     def truncate(
-        self, token_ids: list[int], context_length: int, max_tokens: int | None, side: str = "left"
+        self, token_ids: list[int], context: ServerContext, max_tokens: int | None, side: str = "left"
     ) -> list[int]:
         """Return the tokens of the prompt that are to be kept.
 
         Args:
             token_ids: of the whole prompt.
-            context_length: tokens that prompt and completion may have together.
+            context: of the server, whose limits count.
             max_tokens: of the completion, None: at least one; -1 leaves room for it.
             side: where to cut unless the request says.
 
         Raises:
             ProblemError: more are to be kept than the context has.
         """
-        count = self.truncate_prompt_tokens
+        count, longest = self.truncate_prompt_tokens, context.engine.max_model_len
         if count is None:
             return token_ids
-        if count > context_length:
+        if count > longest:
             raise invalid(
-                f"`truncate_prompt_tokens` must not be above {context_length}, this model's maximum context "
-                f"length; got {count}",
+                f"`truncate_prompt_tokens` must not be above {longest}, this model's maximum context length; "
+                f"got {count}",
                 "truncate_prompt_tokens",
             )
         if count == -1:  # at least one, for whose request there is an error of its own
-            count = max(1, context_length - (1 if max_tokens is None else max_tokens))
+            room = max(1, longest - (1 if max_tokens is None else max_tokens))
+            count = min(room, context.settings.max_input_tokens or room)
         return token_ids[-count:] if (self.truncation_side or side) == "left" else token_ids[:count]
 
 
@@ -224,6 +223,7 @@ class GenerationRequest(Truncation):
         None,
         description="Log-probabilities of the prompt's tokens and of so many likely ones; no streams.",
     )
+    watermarking: bool | None = Field(None, description="Mark the text as TGI does (arXiv:2301.10226).")
     logprob_token_ids: TokenIds | None = Field(
         None, description="Give the log-probabilities of these tokens, not of likely ones; needs `logprobs`."
     )
@@ -311,6 +311,7 @@ class GenerationRequest(Truncation):
             logprobs=logprobs,
             prompt_logprobs=self.prompt_logprobs,
             logit_bias=bias,
+            watermark=bool(self.watermarking),
             repetition=self.repetition_detection and self.repetition_detection.to_engine(),
             structured=constraint(
                 self.response_format,
