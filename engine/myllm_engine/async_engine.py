@@ -37,6 +37,7 @@ class AsyncEngine:
         model_name: short name, such as "SmolLM2-135M-Instruct".
         max_model_len: tokens that prompt and completion may have together.
         vocab_size: width of the logits.
+        hidden_size: width of the hidden states, and of embeddings.
         device: such as "cpu" or "cuda:0".
         dtype: such as "bfloat16".
         dependents: what is of no use without the engine: closed after it. Held weakly.
@@ -52,6 +53,7 @@ class AsyncEngine:
         self.model_name = engine.model_name
         self.max_model_len = engine.max_model_len
         self.vocab_size = engine.vocab_size
+        self.hidden_size = engine.hidden_size
         self.device = engine.device
         self.dtype = engine.dtype
         self._engine = engine

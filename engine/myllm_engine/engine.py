@@ -117,6 +117,7 @@ class Engine:
         self.tokenizer: Tokenizer = load_tokenizer(config, source, eos_token_ids=loaded.eos_token_ids)
         self.model_name = loaded.name
         self.vocab_size = loaded.vocab_size
+        self.hidden_size = loaded.hidden_size
         self._lora = loaded.lora
         for name, path in config.lora_adapters.items():
             self.add_lora(name, path)
@@ -293,5 +294,5 @@ class Engine:
 
 
 def _draws_alone(sequence: Sequence) -> bool:
-    """Tell whether a sequence's rows give its next tokens: an embedding has none, beams choose together."""
-    return sequence.request.pooling is None and not sequence.params.use_beam_search
+    """Tell whether a sequence's rows give its next tokens, where there are any: beams choose together."""
+    return sequence.draws and not sequence.params.use_beam_search

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from .detokenizer import Detokenizer
-from .request import CompletionOutput, FinishReason, Request, SamplingParams, TokenLogprob
+from .request import CompletionOutput, FinishReason, Repetition, Request, SamplingParams, TokenLogprob
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,6 +131,11 @@ class Sequence:
         return known - self.num_computed
 
     @property
+    def draws(self) -> bool:
+        """Tell whether tokens are drawn for it: an embedding gets none, nor does a completion of none."""
+        return self.request.pooling is None and self.max_total_tokens > self.num_prompt_tokens
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
         """Tell whether log-probabilities of the prompt are still to be computed; the first sequence does."""
         wanted = self.params.prompt_logprobs is not None and self.index == 0
@@ -169,10 +174,16 @@ class Sequence:
                 self.finish_reason = "stop"
             elif len(self.token_ids) >= self.max_total_tokens:
                 self.finish_reason = "length"
+            elif params.repetition is not None and check_stop and self._repeats(params.repetition):
+                self.finish_reason, self.stop_reason = "repetition", "repetition_detected"  # vLLM's words
         if self.finish_reason is not None:
             output.text += self.detokenizer.finish()
         output.finish_reason, output.stop_reason = self.finish_reason, self.stop_reason
         return output
+
+    def _repeats(self, repetition: Repetition) -> bool:
+        longest = min(self.num_output_tokens, repetition.max_pattern_size * repetition.min_count)
+        return repetition.found(self.token_ids[-longest:])
 
 
 @dataclass(frozen=True, slots=True)

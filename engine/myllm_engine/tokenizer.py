@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import logging
 import re
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ class Tokenizer:
         backend: the backend tokenizer.
         chat_template: Jinja text, or None when there is none.
         eos_token_ids: ids that end a completion.
+        special_tokens: ids of the tokens that are left out when special tokens are skipped, by their text.
         vocab_size: ids known to the tokenizer, added tokens included; the model's own number may be larger.
     """
 
@@ -67,7 +69,8 @@ class Tokenizer:
         self.vocab_size: int = self.backend.get_vocab_size(with_added_tokens=True)
         added = self.backend.get_added_tokens_decoder()
         self._added = {index: token.content for index, token in added.items()}
-        self._special = frozenset(index for index, token in added.items() if token.special)
+        self.special_tokens = {token.content: index for index, token in added.items() if token.special}
+        self._special = frozenset(self.special_tokens.values())
         # A decoder is one step or a sequence of steps; its pickled form is the JSON of tokenizer.json.
         decoder = self.backend.decoder
         self._byte_level = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
@@ -109,6 +112,24 @@ class Tokenizer:
         if match := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", piece):  # sentencepiece's byte fallback
             return bytes([int(match[1], 16)])
         return piece.replace("▁", " ").encode()
+
+    def token_name(self, token_id: int) -> str:
+        """Return the name that the vocabulary has for a token, such as "Ġthe"; empty for an unknown id."""
+        return self.backend.id_to_token(token_id) or ""
+
+    def info(self) -> dict[str, Any]:
+        """Return what describes the tokenizer, as a `tokenizer_config.json` does, in values that JSON has."""
+        known = {
+            name: value
+            for name, value in self._tokenizer.init_kwargs.items()
+            if not name.endswith("_file") and name not in ("name_or_path", "tokenizer_object")
+        }
+        plain = json.loads(json.dumps(known, default=_in_json))
+        return {
+            **plain,
+            "tokenizer_class": type(self._tokenizer).__name__,
+            "chat_template": self.chat_template,
+        }
 
     def is_special(self, token_id: int) -> bool:
         """Tell whether a token is left out when special tokens are skipped."""
@@ -171,6 +192,11 @@ class Tokenizer:
     def encode_chat(self, messages: list[dict[str, Any]], /, **kwargs: Any) -> list[int]:
         """Return the ids of `render_chat(messages, **kwargs)`; the template writes its own special tokens."""
         return self.encode(self.render_chat(messages, **kwargs), add_special_tokens=False)
+
+
+def _in_json(value: Any) -> Any:
+    """Return what stands for a value that JSON does not have: a token's text, or what Python shows."""
+    return getattr(value, "content", None) or str(value)
 
 
 @functools.cache

@@ -118,6 +118,7 @@ def _batch(expected: Expected, starts: tuple[int, ...], counts: tuple[int, ...],
         prompt_rows=[],
         hidden_index=none,
         pooled=[],
+        read=[],
         adapters=None,
         scheduled=[],
     )

@@ -9,11 +9,11 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from ..async_engine import AsyncEngine
-from . import chat_tokenize, system, vertex
+from . import chat_tokenize, dispatch, system, vertex
 from .auth import ApiKeyMiddleware
 from .body_limit import BodyLimitMiddleware
 from .errors import Problem, diagnose
-from .openai import chat, completions, models
+from .openai import adapters, chat, completions, embeddings, models, tokenization
 from .openai.errors import render as render_openai
 from .settings import ServerContext, ServerSettings
 from .tgi import generate, info
@@ -38,7 +38,10 @@ def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
         strict_content_type=True,
     )
     app.state.context = ServerContext(engine, settings, version, int(time.time()))
-    for module in (system, models, completions, chat, *_TGI):
+    for module in (
+        *(system, models, completions, chat, embeddings, tokenization, adapters, dispatch),
+        *_TGI,
+    ):
         app.include_router(module.router)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_size)
     if settings.api_keys:

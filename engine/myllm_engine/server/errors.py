@@ -18,6 +18,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from ..errors import EngineDeadError, EngineError, InvalidRequestError, QueueFullError
+from .fields import ignore_unknown
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ def dialect_route(render: Callable[[Problem], Response]) -> type[APIRoute]:
             handle = super().get_route_handler()
 
             async def handle_or_render(request: Request) -> Response:
+                ignore_unknown.set(request.app.state.context.settings.allow_unknown_fields)
                 try:
                     response: Response = await handle(request)
                 except ClientDisconnectedError:

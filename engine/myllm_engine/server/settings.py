@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import Depends, Request
 
+from . import reasoning, tools
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -37,9 +39,25 @@ class ServerSettings:
         max_client_batch_size: TGI's limit on the prompts of one request.
         disable_grammar_support: refuse constraints on the text.
         max_body_size: largest body of a request, in bytes.
+        enable_auto_tool_choice: the model may choose to call tools; needs `tool_call_parser`.
+        tool_call_parser: name of the format in which the model writes calls of tools.
+        tool_parser_plugin: Python file that registers further such formats.
+        reasoning_parser: name of the format in which the model thinks before it answers.
+        response_role: whose turn the model's answer is.
+        trust_request_chat_template: requests may bring a chat template, a program that the server runs.
+        default_chat_template_kwargs: variables for the chat template that requests may override.
+        enable_prompt_tokens_details: tell in `usage` how many prompt tokens were found in the prefix cache.
+        enable_force_include_usage: every chunk of every stream carries the token counts, asked for or not.
+        enable_per_request_metrics: answers of one sequence tell how long it took (`metrics`).
+        return_tokens_as_token_ids: name tokens "token_id:5" in log-probabilities, unless a request says how.
+        allow_unknown_fields: pass over fields of requests that no dialect knows, as vLLM does.
+        allow_runtime_lora: let clients load LoRA adapters, from any folder or hub id, and unload them.
+        enable_tokenizer_info_endpoint: answer `/tokenizer_info`.
+        pooling: how `/v1/embeddings` makes one vector of a text: "last", of its last token, or "mean".
 
     Raises:
-        ValueError: from the constructor, for a key that no client can send and for a limit out of range.
+        ValueError: from the constructor, for a key that no client can send, a limit out of range, or a parser
+            that is not known.
     """
 
     served_model_names: tuple[str, ...] = ()
@@ -53,6 +71,21 @@ class ServerSettings:
     max_client_batch_size: int = 4
     disable_grammar_support: bool = False
     max_body_size: int = 8 * 2**20
+    enable_auto_tool_choice: bool = False
+    tool_call_parser: str | None = None
+    tool_parser_plugin: str | None = None
+    reasoning_parser: str | None = None
+    response_role: str = "assistant"
+    trust_request_chat_template: bool = False
+    default_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    enable_prompt_tokens_details: bool = False
+    enable_force_include_usage: bool = False
+    enable_per_request_metrics: bool = False
+    return_tokens_as_token_ids: bool = False
+    allow_unknown_fields: bool = False
+    allow_runtime_lora: bool = False
+    enable_tokenizer_info_endpoint: bool = False
+    pooling: Literal["last", "mean"] = "last"
 
     def __post_init__(self) -> None:
         for number, key in enumerate(self.api_keys, start=1):
@@ -64,6 +97,20 @@ class ServerSettings:
                 )
         if self.max_body_size < 1:
             raise ValueError(f"`max_body_size` must be 1 byte or more; got {self.max_body_size!r}")
+        if self.pooling not in ("last", "mean"):
+            raise ValueError(f"`pooling` must be 'last' or 'mean'; got {self.pooling!r}")
+        if self.tool_parser_plugin is not None:
+            tools.load_plugin(self.tool_parser_plugin)
+        if self.tool_call_parser is not None:
+            tools.find(self.tool_call_parser)
+        elif self.enable_auto_tool_choice:
+            raise ValueError(
+                "`enable_auto_tool_choice` needs `tool_call_parser`: the format of the model's calls"
+            )
+        if self.reasoning_parser is not None:
+            reasoning.find(self.reasoning_parser)
+        if not self.response_role:
+            raise ValueError("`response_role` must not be empty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +123,7 @@ class ServerContext:
         version: of the server.
         started: seconds since the epoch.
         readers: render conversations and tokenize long texts.
+        loaders: load LoRA adapters.
     """
 
     engine: AsyncEngine
@@ -83,10 +131,12 @@ class ServerContext:
     version: str
     started: int
     readers: Workers = field(default_factory=lambda: Workers("read prompts", threads=READERS, waiting=1000))
+    loaders: Workers = field(default_factory=lambda: Workers("load adapters", threads=1, waiting=16))
 
     def close(self) -> None:
         """End the threads when they have done what they do; does not wait for them."""
         self.readers.close()
+        self.loaders.close()
 
 
 async def get_context(request: Request) -> ServerContext:

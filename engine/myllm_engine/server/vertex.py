@@ -58,7 +58,7 @@ async def _open(
 ) -> Job | Conversation:
     if isinstance(instance, GenerateRequest):
         return await Job.open(instance.defaulting(do_sample=True), context, http)
-    if instance.stream or (instance.n or 1) > 1 or (instance.tools and instance.tool_choice != "none"):
+    if instance.stream or (instance.n or 1) > 1 or instance.tool_use is not None:
         raise invalid(
             "an instance is answered with one text: for `stream`, `n` and `tools` use /v1/chat/completions",
             "instances",

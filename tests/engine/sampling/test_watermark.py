@@ -27,7 +27,9 @@ def test_green_tokens_are_favoured_as_in_transformers():
     theirs = WatermarkLogitsProcessor(VOCAB, "cpu", greenlist_ratio=0.5, bias=2.0)
     texts = [[5, 17], [17, 5], [0], [300]]
     logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(1))
-    expected = torch.cat([theirs(torch.tensor([ids]), row[None]) for ids, row in zip(texts, logits, strict=True)])
+    expected = torch.cat(
+        [theirs(torch.tensor([ids]), row[None]) for ids, row in zip(texts, logits, strict=True)]
+    )
     assert torch.equal(edit(logits, *map(make_row, texts)), expected)
     assert not torch.equal(expected[0], expected[1])
 

@@ -74,6 +74,8 @@ def constraint(
     response_format: ResponseFormat | None,
     structured: StructuredOutputs | None,
     guided: dict[str, Any],
+    *,
+    guided_whitespace_pattern: str | None = None,
 ) -> Structured | None:
     """Return the one constraint of a request, or None.
 
@@ -81,6 +83,7 @@ def constraint(
         response_format: OpenAI's.
         structured: vLLM's.
         guided: the `guided_*` fields that are set, which vLLM had before 0.12 and ignores since.
+        guided_whitespace_pattern: of those, what may stand between the parts of `guided_json`.
 
     Raises:
         InvalidRequestError: the constraint's value is of a wrong type.
@@ -108,7 +111,9 @@ def constraint(
         }
         found += _each(values, "structured_outputs", **options)
     for name, value in guided.items():
-        found += _each({name.removeprefix("guided_"): value}, name)
+        found += _each(
+            {name.removeprefix("guided_"): value}, name, whitespace_pattern=guided_whitespace_pattern
+        )
     if len(found) > 1:
         names = ", ".join(f"`{item.param}` ({item.kind})" for item in found)
         raise invalid(f"A request can have one constraint only; this one has {names}")

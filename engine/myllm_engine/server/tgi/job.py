@@ -134,7 +134,8 @@ class Result:
     def headers(self) -> dict[str, str]:
         """Return what TGI tells in headers: times in ms, and sizes."""
         job, tokens = self.job, len(self.completions[self.best].token_ids)
-        started = job.queued if job.generation.admitted is None else job.generation.admitted
+        admitted = job.generation.times.admitted
+        started = job.queued if admitted is None else admitted
         inference = self.ended - started
         return {
             **compute_headers(job.body, job.context),
