@@ -114,6 +114,17 @@ def test_a_conversation_by_an_adapters_name_uses_it(server):
     assert made != answer("tiny")[1]
 
 
+def test_a_prompt_of_tgis_uses_the_adapter_that_it_names(server):
+    def made(**adapter):
+        parameters = {"max_new_tokens": 6, "details": True, **adapter}
+        answer = server.post("/generate", json={"inputs": "Hello there", "parameters": parameters}).json()
+        return [token["id"] for token in answer["details"]["tokens"]]
+
+    assert made(adapter_id="first") == complete(server, "first", prompt="Hello there", min_tokens=0)
+    assert made() == complete(server, "tiny", prompt="Hello there", min_tokens=0)
+    assert made() != made(adapter_id="first")
+
+
 def test_adapters_come_and_go(server, tiny_model, adapters):
     body = {"lora_name": "second", "lora_path": adapters[1]}
     response = server.post("/v1/load_lora_adapter", json=body)
