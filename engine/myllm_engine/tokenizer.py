@@ -6,12 +6,14 @@ import functools
 import inspect
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
+from .chat_template import ContentReader, Messages, bundled_templates, find_template
 from .errors import InvalidRequestError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -32,11 +34,12 @@ class Tokenizer:
     Args:
         tokenizer: a tokenizer with a `tokenizers` backend.
         eos_token_ids: further ids that end a completion, next to the tokenizer's own.
-        chat_template: replaces the tokenizer's.
+        chat_template: Jinja text that replaces the tokenizer's templates.
 
     Attributes:
         backend: the backend tokenizer.
         chat_template: Jinja text, or None when there is none.
+        chat_templates: the tokenizer's templates by name, when it has several; else empty.
         eos_token_ids: ids that end a completion.
         vocab_size: ids known to the tokenizer, added tokens included; the model's own number may be larger.
     """
@@ -59,9 +62,12 @@ class Tokenizer:
         self.backend.no_truncation()
         self._tokenizer = tokenizer
         own = tokenizer.chat_template
+        self.chat_templates: dict[str, str] = own if isinstance(own, dict) else {}
         if isinstance(own, dict):
             own = own.get("default")
+        self._replaced = chat_template is not None
         self.chat_template: str | None = chat_template or own
+        self._contents = ContentReader(self._apply_template)
         eos = tokenizer.eos_token_id
         self.eos_token_ids = eos_token_ids | (frozenset() if eos is None else {eos})
         self.vocab_size: int = self.backend.get_vocab_size(with_added_tokens=True)
@@ -106,7 +112,7 @@ class Tokenizer:
 
     def render_chat(
         self,
-        messages: list[dict[str, Any]],
+        messages: Messages,
         /,
         *,
         tools: list[dict[str, Any]] | None = None,
@@ -115,14 +121,17 @@ class Tokenizer:
         chat_template: str | None = None,
         **kwargs: Any,
     ) -> str:
-        """Return the prompt text of a conversation, rendered as transformers does.
+        """Return the prompt text of a conversation, rendered as transformers does, in its sandbox.
 
         Args:
-            messages: dicts with `role` and `content`.
-            tools: JSON schemas of functions, handed to the template.
+            messages: dicts with `role` and `content`, a string or a list of parts; text parts become one
+                string, a line each, for templates that read strings.
+            tools: JSON schemas of functions, handed to the template; of a tokenizer with several templates
+                the one named "tool_use" is taken then.
             add_generation_prompt: end with the words that open the assistant's turn.
             continue_final_message: leave the last message open, for the model to continue.
-            chat_template: Jinja text that replaces the tokenizer's.
+            chat_template: Jinja text that replaces the tokenizer's, or the name of one of the tokenizer's
+                or of the bundled templates.
             kwargs: further variables of the template.
 
         Raises:
@@ -134,29 +143,56 @@ class Tokenizer:
                 f"`{reserved[0]}` cannot be a variable of the chat template: the name is taken",
                 param="chat_template_kwargs",
             )
-        template = chat_template or self.chat_template
-        if template is None:
-            raise InvalidRequestError(
-                "The model has no chat template: start the engine with `--chat-template FILE`, "
-                "or send a plain prompt",
-                param="messages",
-            )
+        template = self._choose_template(chat_template, tools)
         try:
-            return self._tokenizer.apply_chat_template(
-                messages,
+            return self._apply_template(
+                self._contents.fit(messages, template),
+                template,
                 tools=tools,
-                chat_template=template,
-                tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 **kwargs,
             )
+        except InvalidRequestError:
+            raise
         # A template is a program that the messages run: what it does not expect shows as any exception.
         except Exception as error:
             raise InvalidRequestError(
                 f"The chat template cannot render these messages: {error or type(error).__name__}",
                 param="messages",
             ) from error
+
+    def _choose_template(self, wanted: str | None, tools: list[dict[str, Any]] | None) -> str:
+        if wanted is not None:
+            template = find_template(wanted, self.chat_templates)
+            if template is None:
+                raise InvalidRequestError(
+                    f"`chat_template` {wanted!r} is neither a Jinja template nor the name of one: "
+                    f"{', '.join([*self.chat_templates, *bundled_templates()])}",
+                    param="chat_template",
+                )
+            return template
+        if tools is not None and not self._replaced and "tool_use" in self.chat_templates:
+            return self.chat_templates["tool_use"]
+        if self.chat_template is not None:
+            return self.chat_template
+        if self.chat_templates:
+            raise InvalidRequestError(
+                "The model has several chat templates and none named `default`: start the engine with "
+                f"`--chat-template` and one of {', '.join(self.chat_templates)}",
+                param="messages",
+            )
+        raise InvalidRequestError(
+            "The model has no chat template: start the engine with `--chat-template` and a file, or one of "
+            f"the bundled templates ({', '.join(bundled_templates())}) if the model was trained with it; or "
+            "send a plain prompt",
+            param="messages",
+        )
+
+    def _apply_template(self, messages: Messages, template: str, **kwargs: Any) -> str:
+        return self._tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, **{"add_generation_prompt": True, **kwargs}
+        )
 
     def encode_chat(self, messages: list[dict[str, Any]], /, **kwargs: Any) -> list[int]:
         """Return the ids of `render_chat(messages, **kwargs)`; the template writes its own special tokens."""
@@ -180,7 +216,6 @@ def load_tokenizer(
     Raises:
         ModelLoadError: there is none, or it cannot be used.
     """
-    template = None if config.chat_template is None else read_chat_template(config.chat_template)
     try:
         if config.tokenizer is None and source.gguf_file is not None:
             tokenizer, gguf_eos = _from_gguf(source)
@@ -196,20 +231,32 @@ def load_tokenizer(
             f"The tokenizer of {name!r} cannot be loaded: {reason} - pass `tokenizer=` with a folder or hub "
             "id that has a `tokenizer.json`"
         ) from error
+    template = None
+    if config.chat_template is not None:
+        named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+        template = read_chat_template(config.chat_template, named)
     return Tokenizer(tokenizer, eos_token_ids=eos_token_ids, chat_template=template)
 
 
-def read_chat_template(value: str) -> str:
-    """Return a chat template given inline or as the path of a file.
+def read_chat_template(value: str, named: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return a chat template given inline, by name, or as the path of a file.
+
+    Args:
+        value: Jinja text, a name of `named` or of a bundled template, or a path.
+        named: the model's own templates.
 
     Raises:
-        ModelLoadError: it looks like a path and no file is there.
+        ModelLoadError: it is none of these.
     """
-    if "{" in value or "\n" in value:
-        return value
+    template = find_template(value, named)
+    if template is not None:
+        return template
     path = Path(value).expanduser()
     if not path.is_file():
-        raise ModelLoadError(f"`chat_template` {value!r} is neither a file nor a Jinja template")
+        raise ModelLoadError(
+            f"`chat_template` {value!r} is neither a Jinja template nor a file, nor the name of one: "
+            f"{', '.join([*named, *bundled_templates()])}"
+        )
     return path.read_text(encoding="utf-8")
 
 
