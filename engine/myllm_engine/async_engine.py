@@ -34,6 +34,7 @@ class AsyncEngine:
     Attributes:
         config: as given.
         tokenizer: of the model.
+        vision: reads images for requests; None: the model sees none.
         model_name: short name, such as "SmolLM2-135M-Instruct".
         max_model_len: tokens that prompt and completion may have together.
         vocab_size: width of the logits.
@@ -49,6 +50,7 @@ class AsyncEngine:
         engine = Engine(config)
         self.config = config
         self.tokenizer = engine.tokenizer
+        self.vision = engine.vision
         self.model_name = engine.model_name
         self.max_model_len = engine.max_model_len
         self.vocab_size = engine.vocab_size

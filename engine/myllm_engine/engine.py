@@ -18,6 +18,7 @@ from .delivery import Delivery, Step
 from .models.load import choose_device, choose_dtype, load_model
 from .models.peft import AdapterWeights
 from .models.source import resolve_model
+from .models.vision import ImageReader, load_image_reader
 from .request import Request, RequestOutput
 from .runner import ModelRunner
 from .sampler import draw_tokens
@@ -92,6 +93,7 @@ class Engine:
             pool=self._runner.pool,
             lora=self._lora,
             grammars=self.grammars,
+            sees=self.vision is not None,
         )
         self._beams = BeamHost(self._scheduler, self._runner.copy_page)
         # Several ranks get their input ids from this process.
@@ -115,6 +117,9 @@ class Engine:
         source = resolve_model(config.model, revision=config.revision)
         loaded = load_model(config, source, device=device, dtype=dtype)
         self.tokenizer: Tokenizer = load_tokenizer(config, source, eos_token_ids=loaded.eos_token_ids)
+        self.vision: ImageReader | None = load_image_reader(
+            config, source, loaded.model.config, self.tokenizer
+        )
         self.model_name = loaded.name
         self.vocab_size = loaded.vocab_size
         self._lora = loaded.lora

@@ -9,12 +9,15 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from . import checks
 from .checks import LARGEST
 from .constraint import Structured
 from .errors import EngineError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from .models.vision import ImageInputs
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -199,6 +202,7 @@ class Request:
         cache_salt: requests share cached prefixes only with requests of the same salt.
         pooling: make an embedding of the prompt instead of a completion: "last" takes the hidden state of the
             last token, "mean" the mean over all tokens; either is normalised to length 1.
+        images: what a model that sees images sees in the prompt, from `ImageReader` of the engine's `vision`.
     """
 
     prompt_token_ids: list[int]
@@ -208,6 +212,7 @@ class Request:
     lora: str | None = None
     cache_salt: str | None = None
     pooling: Literal["last", "mean"] | None = None
+    images: ImageInputs | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from .models.vision import ImageInputs
     from .sampling.bad_words import BadWords
     from .sampling.edits import LogitEdits
 
@@ -44,6 +45,19 @@ class PreparedRequest:
     bad_words: BadWords | None = None
 
 
+@dataclass(slots=True, eq=False)
+class SeenImages:
+    """Hold the images of a request, for all of its sequences.
+
+    Attributes:
+        inputs: what the model sees.
+        features: what it makes of it, `[image tokens, hidden_size]`; None until a step reads some of it.
+    """
+
+    inputs: ImageInputs
+    features: torch.Tensor | None = None
+
+
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Sequence:
     """One of the `n` completions of a request.
@@ -56,6 +70,7 @@ class Sequence:
         detokenizer: turns the completion's tokens into text.
         matcher: follows the completion through its grammar; None when it is free.
         bad_words: what may not occur in the completion; None: anything may.
+        images: what stands at the prompt's image tokens; None: it has none.
         edits: what the sampler keeps of the sequence, which it makes when it first needs it.
         token_ids: prompt and completion so far.
         num_computed: leading tokens whose keys and values lie in `pages`.
@@ -83,6 +98,7 @@ class Sequence:
     detokenizer: Detokenizer
     matcher: Matcher | None = None
     bad_words: BadWords | None = None
+    images: SeenImages | None = None
     edits: LogitEdits | None = field(default=None, init=False)
     token_ids: list[int] = field(init=False)
     num_computed: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -194,8 +195,18 @@ class Tokenizer:
             messages, chat_template=template, tokenize=False, **{"add_generation_prompt": True, **kwargs}
         )
 
-    def encode_chat(self, messages: list[dict[str, Any]], /, **kwargs: Any) -> list[int]:
-        """Return the ids of `render_chat(messages, **kwargs)`; the template writes its own special tokens."""
+    def encode_chat(self, messages: Messages, /, **kwargs: Any) -> list[int]:
+        """Return the ids of `render_chat(messages, **kwargs)`; the template writes its own special tokens.
+
+        Raises:
+            InvalidRequestError: see `render_chat`; or a message holds an image: ids alone do not carry it.
+        """
+        for message in messages:
+            parts = message["content"] if isinstance(message.get("content"), list) else []
+            if any(isinstance(part, dict) and part.get("type") != "text" for part in parts):
+                raise InvalidRequestError(
+                    "Token ids carry text alone: conversations with images go to the server", param="messages"
+                )
         return self.encode(self.render_chat(messages, **kwargs), add_special_tokens=False)
 
 
@@ -222,6 +233,8 @@ def load_tokenizer(
             eos_token_ids |= gguf_eos
         else:
             tokenizer = _from_pretrained(config.tokenizer or source.path, config)
+            if tokenizer.chat_template is None and config.tokenizer is None:
+                tokenizer.chat_template = _processor_template(source, config)
     except ModelLoadError:
         raise
     except Exception as error:
@@ -271,6 +284,20 @@ def _from_pretrained(name: str, config: EngineConfig) -> PreTrainedTokenizerBase
         revision=config.revision if config.tokenizer is None else None,
         trust_remote_code=config.trust_remote_code,
     )
+
+
+def _processor_template(source: ModelSource, config: EngineConfig) -> str | None:
+    """Return the chat template of a model's processor, in the file where such templates were kept first."""
+    from transformers.utils import LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, cached_file
+
+    file = cached_file(
+        source.path,
+        LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE,
+        revision=config.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"]
 
 
 def _from_gguf(source: ModelSource) -> tuple[PreTrainedTokenizerBase, frozenset[int]]:

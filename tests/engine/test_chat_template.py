@@ -387,6 +387,12 @@ def test_chat_template_from_config(bare: PreTrainedTokenizerFast, tmp_path: Path
         load("llama9")
 
 
+def test_the_template_of_a_processor(bare: PreTrainedTokenizerFast, tmp_path: Path):
+    bare.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "of the processor"}')
+    assert load_tokenizer(EngineConfig(), ModelSource(str(tmp_path))).render_chat(CHAT) == "of the processor"
+
+
 def test_requests_read_no_files(tokenizer: Tokenizer, tmp_path: Path):
     file = tmp_path / "secret"
     file.write_text("secret")

@@ -24,6 +24,7 @@ from .pretrained import read_model
 from .quantize_gpu import quantize_linears
 from .source import ModelSource
 from .verify import Expected, take_expected
+from .vision import VISION_FAMILIES
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,8 @@ def load_model(
         adapt(model)
     else:
         register_attention()
-        model.set_attn_implementation(ATTENTION_NAME)
+        sees = model.config.model_type in VISION_FAMILIES  # and not with the language model's attention
+        model.set_attn_implementation({"text_config": ATTENTION_NAME} if sees else ATTENTION_NAME)
     if text_config._attn_implementation != ATTENTION_NAME:
         raise ModelLoadError(
             f"{config.model!r} is of the family `{text_config.model_type}`, whose attention in transformers "

@@ -119,6 +119,8 @@ def _batch(expected: Expected, starts: tuple[int, ...], counts: tuple[int, ...],
         hidden_index=none,
         pooled=[],
         adapters=None,
+        image_index=none,
+        images=[],
         scheduled=[],
     )
 

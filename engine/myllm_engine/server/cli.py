@@ -55,7 +55,8 @@ def serve(
     chat_template: Annotated[
         str | None,
         typer.Option(
-            help="Jinja chat template that replaces the model's: a file, or the template itself.",
+            help="Chat template that replaces the model's: a file, Jinja text, or a name such as llama2, "
+            "mistral or hermes (docs/templates.md lists them; or one of the model's own, such as tool_use).",
             rich_help_panel=_MODEL,
         ),
     ] = None,
@@ -263,6 +264,29 @@ def serve(
             rich_help_panel=_LIMITS,
         ),
     ] = "8MiB",
+    max_images: Annotated[
+        int, typer.Option(min=0, help="Most images in a request.", rich_help_panel=_LIMITS)
+    ] = 4,
+    max_image_pixels: Annotated[
+        int, typer.Option(min=1, help="Largest width times height of an image.", rich_help_panel=_LIMITS)
+    ] = 16_777_216,
+    allow_image_urls: Annotated[
+        bool,
+        typer.Option(
+            "--allow-image-urls",
+            help="Fetch images that messages name by http(s) URL: from public hosts, and never from private "
+            "addresses. Without it, images come as data URLs.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = False,
+    allowed_media_domains: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Host to fetch images from, with its subdomains. Repeat it for more. Default: all "
+            "public ones.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
     log_level: Annotated[
         str,
         typer.Option(
@@ -365,6 +389,10 @@ def serve(
                 max_stop_sequences=max_stop_sequences,
                 max_top_n_tokens=max_top_n_tokens,
                 max_body_size=parse_size(max_body_size),
+                allow_image_urls=allow_image_urls or bool(allowed_media_domains),
+                allowed_media_domains=tuple(allowed_media_domains or ()),
+                max_images=max_images,
+                max_image_pixels=max_image_pixels,
             )
         except ValueError as error:
             raise mistake(str(error)) from error

@@ -29,7 +29,11 @@ class ServerSettings:
         max_best_of: TGI's limit on `best_of`.
         max_stop_sequences: TGI's limit on the length of `stop`.
         max_top_n_tokens: TGI's limit on `top_n_tokens`.
-        max_body_size: largest body of a request, in bytes.
+        max_body_size: largest body of a request, in bytes; also of an image that is fetched.
+        allow_image_urls: fetch the images that messages name by http(s) URL, from public hosts.
+        allowed_media_domains: hosts to fetch from, with their subdomains; empty: all public ones.
+        max_images: images of one request.
+        max_image_pixels: largest width times height of an image.
 
     Raises:
         ValueError: from the constructor, for a key that no client can send and for a limit out of range.
@@ -42,6 +46,10 @@ class ServerSettings:
     max_stop_sequences: int = 4
     max_top_n_tokens: int = 5
     max_body_size: int = 8 * 2**20
+    allow_image_urls: bool = False
+    allowed_media_domains: tuple[str, ...] = ()
+    max_images: int = 4
+    max_image_pixels: int = 4096 * 4096
 
     def __post_init__(self) -> None:
         for number, key in enumerate(self.api_keys, start=1):

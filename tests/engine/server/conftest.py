@@ -107,6 +107,7 @@ class ScriptedEngine:
     error: BaseException | None = None
     config: EngineConfig = field(default_factory=EngineConfig)
     tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
+    vision: None = None
     model_name: str = "Scripted"
     max_model_len: int = 100
     vocab_size: int = 257
@@ -148,6 +149,12 @@ def said(*sequences: tuple[str, bytes, str | None], prompt: str = "p") -> Reques
     ]
     finished = all(reason for _, _, reason in sequences)
     return RequestOutput("id", list(prompt.encode()), outputs, finished)
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., AbstractContextManager[Live]]:
+    """Return a function that serves an engine: `with serve(engine, settings) as live`."""
+    return serve_engine
 
 
 Scripted = Callable[..., AbstractContextManager[Live]]

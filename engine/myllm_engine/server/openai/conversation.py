@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fastapi import Request as HttpRequest
 
@@ -18,6 +19,10 @@ from ..settings import ServerContext
 from .chat_request import ChatRequest
 from .logprobs import check_limit
 from .models import resolve_model
+from .vision import check_sight, expand_images
+
+if TYPE_CHECKING:
+    from ...models.vision import ImageInputs
 
 
 @dataclass(slots=True)
@@ -90,8 +95,10 @@ class Conversation:
         params = body.sampling_params(
             max_tokens=body.completion_limit, logprobs=(body.top_logprobs or 0) if body.logprobs else None
         )
+        token_ids, images = await read_prompt(body, context, http)
         request = Request(
-            prompt_token_ids=await render(body, context, http),
+            prompt_token_ids=token_ids,
+            images=images,
             params=params,
             request_id=request_id or uuid.uuid4().hex,
             priority=body.priority or 0,
@@ -132,12 +139,21 @@ class Conversation:
 
 
 async def render(body: ChatRequest, context: ServerContext, http: HttpRequest) -> list[int]:
-    """Return the token ids of a conversation's prompt.
+    """Return the token ids of a conversation's prompt; see `read_prompt`."""
+    return (await read_prompt(body, context, http))[0]
+
+
+async def read_prompt(
+    body: ChatRequest, context: ServerContext, http: HttpRequest
+) -> tuple[list[int], ImageInputs | None]:
+    """Return the token ids of a conversation's prompt, and what the model sees in it.
 
     Raises:
-        InvalidRequestError: there is no chat template, or it refuses the messages.
+        InvalidRequestError: there is no chat template, or it refuses the messages; an image cannot be read,
+            or the model sees none.
         ClientDisconnectedError: the client left first.
     """
+    check_sight(body.messages, context)
     # Templates are programs: a slow one must not hold up the streams of others.
     rendering = context.readers.run(
         context.engine.tokenizer.render_chat,
@@ -147,6 +163,9 @@ async def render(body: ChatRequest, context: ServerContext, http: HttpRequest) -
         **(body.chat_template_kwargs or {}),
     )
     prompt = await until_disconnect(http, rendering)
+    expanded = await expand_images(body.messages, prompt, context, http)
+    if expanded is not None:
+        prompt = expanded.text
     # The template writes the special tokens itself.
     [token_ids] = await encode(context, [prompt], http, add_special_tokens=bool(body.add_special_tokens))
-    return token_ids
+    return token_ids, None if expanded is None else expanded.inputs(token_ids)

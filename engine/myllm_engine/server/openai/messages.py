@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..fields import StrictModel, refusal
+from .vision import ImagePart
 
 
 class TextPart(StrictModel):
@@ -31,7 +32,7 @@ class Message(StrictModel):
     )
 
     role: str
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
+    content: str | Annotated[list[TextPart | ImagePart], Field(fail_fast=True)] | None = None
     name: str | None = None
 
     @field_validator("role")
@@ -49,7 +50,7 @@ class Message(StrictModel):
         if isinstance(content, list):
             for part in content:
                 kind = part.get("type") if isinstance(part, dict) else None
-                if isinstance(kind, str) and kind != "text":
+                if isinstance(kind, str) and kind not in ("text", "image_url"):
                     raise refusal(
                         f"Content parts of the type {kind[:50]!r} are not supported by this server yet"
                     )
@@ -61,13 +62,22 @@ class Message(StrictModel):
             raise refusal("`content` is required", "content")
         return self
 
+    @property
+    def image_urls(self) -> list[str]:
+        """Return where the message's images are, in their order."""
+        parts = self.content if isinstance(self.content, list) else []
+        return [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+
     def for_template(self) -> dict[str, Any]:
-        """Return the message as chat templates expect it: the content as one string.
+        """Return the message as chat templates expect it; they read the parts of a content or its text.
 
         `developer` is what OpenAI renamed `system` to; templates know the old name.
         """
         if isinstance(self.content, list):
-            content = "\n".join(part.text for part in self.content)
+            content: Any = [
+                {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
+                for part in self.content
+            ]
         else:
             content = self.content or ""
         message = {"role": "system" if self.role == "developer" else self.role, "content": content}
