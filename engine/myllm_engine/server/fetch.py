@@ -64,7 +64,7 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         try:
             addresses = await self._resolve(host, port)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the second for what cannot be a name
             raise FetchError(f"the name {host!r} cannot be resolved") from error
         # One that is not allowed condemns the name: it was chosen by whoever wants to reach it.
         if not addresses or not all(map(self._allowed, addresses)):
@@ -156,6 +156,8 @@ class Fetcher:
     def _check(self, url: httpx.URL) -> None:
         if url.scheme not in ("http", "https") or not url.host:
             raise FetchError("only `http` and `https` URLs are fetched")
+        if url.port is not None and not 0 < url.port < 65536:
+            raise FetchError(f"the URL is not valid: there is no port {url.port}")
         if url.userinfo:
             raise FetchError("the URL holds a user name or password")
         host = url.host.lower().rstrip(".")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import io
@@ -39,12 +38,11 @@ async def load_images(
             f"The messages hold {len(urls)} images, and this server takes {settings.max_images} a request"
         )
     fetcher = fetcher or Fetcher(domains=settings.allowed_media_domains, max_bytes=settings.max_body_size)
-    contents = await asyncio.gather(*(_content(url, settings, fetcher) for url in urls))
-    # One by one: decoded, an image is many times as large.
-    return [
-        await context.readers.run(decode_image, content, max_pixels=settings.max_image_pixels)
-        for content in contents
-    ]
+    images = []
+    for url in urls:
+        content = await _content(url, settings, fetcher)
+        images.append(await context.readers.run(decode_image, content, max_pixels=settings.max_image_pixels))
+    return images
 
 
 async def _content(url: str, settings: ServerSettings, fetcher: Fetcher) -> bytes:

@@ -17,6 +17,9 @@ class TextPart(StrictModel):
     text: str
 
 
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
 class Message(StrictModel):
     """Hold one message of a conversation."""
 
@@ -32,7 +35,7 @@ class Message(StrictModel):
     )
 
     role: str
-    content: str | Annotated[list[TextPart | ImagePart], Field(fail_fast=True)] | None = None
+    content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
     name: str | None = None
 
     @field_validator("role")
