@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ class Step:
 
     Attributes:
         batch: what is computed.
+        prefills: whether it reads from prompts.
         logits: `[R, vocab_size]`, those of `batch.rows` first.
         hidden: `[H, hidden_size]`, of `batch.hidden_index`; None when nothing is pooled.
         allowed: what each row's constraint allows.
@@ -32,6 +34,7 @@ class Step:
     """
 
     batch: Batch
+    prefills: bool
     logits: torch.Tensor
     hidden: torch.Tensor | None
     allowed: list[np.ndarray | ConstraintError | None] = field(default_factory=list)
@@ -85,7 +88,9 @@ class Delivery:
                 self._scheduler.remove(sequence)
         self._ended()
         outputs = group.abort()
-        return RequestOutput(request_id, group.request.prompt_token_ids, outputs, finished=True)
+        return RequestOutput(
+            request_id, group.request.prompt_token_ids, outputs, finished=True, timings=group.timings
+        )
 
     def finish(self, step: Step) -> list[RequestOutput]:
         """Wait for a step, and give each request what is new."""
@@ -143,7 +148,7 @@ class Delivery:
         outputs: dict[str, RequestOutput],
     ) -> None:
         """Give each sequence what was drawn for it."""
-        rows, index = step.batch.rows, 0
+        rows, index, now = step.batch.rows, 0, time.monotonic()
         while index < len(rows):
             place, sequence = index, rows[index].sequence
             index += rows[index].num_drafted + 1
@@ -154,6 +159,7 @@ class Delivery:
                 continue
             before = len(sequence.token_ids)
             output = self._output(group.request.request_id, outputs)
+            group.gained(now)
             try:
                 if isinstance(group, BeamGroup):
                     new = group.extend(sequence, self._log_probs(step, place))
@@ -188,12 +194,13 @@ class Delivery:
         if request_id not in outputs:
             group = self._groups[request_id]
             first = group.first
+            group.timings.scheduled = first.admitted
             outputs[request_id] = RequestOutput(
                 request_id,
                 group.request.prompt_token_ids,
                 [],
                 num_cached_tokens=first.num_cached_tokens or 0,
-                admitted=first.admitted,
+                timings=group.timings,
                 prompt_logprobs=None
                 if group.request.params.prompt_logprobs is None
                 else first.prompt_logprobs,

@@ -353,6 +353,25 @@ class CompletionOutput:
 
 
 @dataclass(slots=True)
+class RequestTimings:
+    """Tell when a request got how far, in seconds of `time.monotonic()`.
+
+    The engine goes on writing to it until the request has ended.
+
+    Attributes:
+        queued: it came to the engine.
+        scheduled: its prompt began to be computed; None while it waits.
+        first_token: it gained its first token; None before.
+        last_token: it gained its latest one; None before.
+    """
+
+    queued: float
+    scheduled: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+
+
+@dataclass(slots=True)
 class RequestOutput:
     """Carry what a request gained since its previous output: an entry for each sequence that advanced.
 
@@ -363,8 +382,8 @@ class RequestOutput:
         finished: True on the last output of the request.
         prompt_logprobs: an entry per prompt token, None for the first; on every output, when asked for.
         num_cached_tokens: prompt tokens whose keys and values were found in the prefix cache.
-        admitted: `time.monotonic()` when its first sequence began to run.
         embedding: `[hidden_size]`, of a request with `pooling`.
+        timings: when it got how far; one object for all outputs of the request.
         error: why the request could not be brought to its end; None unless it failed. `AsyncEngine.submit`
             and `LLM` raise it.
     """
@@ -375,8 +394,8 @@ class RequestOutput:
     finished: bool = False
     prompt_logprobs: list[TokenLogprob | None] | None = None
     num_cached_tokens: int = 0
-    admitted: float | None = None
     embedding: list[float] | None = None
+    timings: RequestTimings | None = None
     error: EngineError | None = None
 
     def extend(self, new: RequestOutput) -> None:
@@ -391,6 +410,6 @@ class RequestOutput:
         self.finished = self.finished or new.finished
         self.prompt_logprobs = new.prompt_logprobs or self.prompt_logprobs
         self.embedding = self.embedding or new.embedding
+        self.timings = self.timings or new.timings
         self.num_cached_tokens = max(self.num_cached_tokens, new.num_cached_tokens)
-        self.admitted = new.admitted if self.admitted is None else self.admitted
         self.error = self.error or new.error

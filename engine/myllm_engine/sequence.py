@@ -68,7 +68,7 @@ class Sequence:
         page_keys: of its whole pages; see `kv_cache.page_keys`.
         num_known_pages: leading pages that can be found by their keys.
         num_cached_tokens: prompt tokens that it found in the prefix cache; None until it is admitted.
-        admitted: `time.monotonic()` when it first began to run; None until then.
+        admitted: when that was, in seconds of `time.monotonic()`; None before.
         drafts: tokens that are proposed to follow, to be verified by the next step.
         num_pending: 1 while a token that was drawn is still on the device, and not in `token_ids`.
         pending_row: the row of the step in flight that it was drawn from.

@@ -18,6 +18,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from ..errors import EngineDeadError, EngineError, InvalidRequestError, QueueFullError
+from .exchange import current
 from .fields import ignore_unknown
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Kind(Enum):
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     OVERLOADED = "overloaded"
+    TIMEOUT = "timeout"
     ENGINE_DEAD = "engine_dead"
     GENERATION = "generation"
     INTERNAL = "internal"
@@ -72,7 +74,18 @@ def invalid(message: str, param: str | None = None) -> ProblemError:
 
 
 def diagnose(error: BaseException) -> Problem:
-    """Classify an exception. What is not foreseen is logged with its traceback and hidden from the client."""
+    """Classify an exception. What is not foreseen is logged with its traceback and hidden from the client.
+
+    The current exchange takes note of it.
+    """
+    problem = _classify(error)
+    exchange = current.get()
+    if exchange is not None:
+        exchange.failure = problem.kind.value
+    return problem
+
+
+def _classify(error: BaseException) -> Problem:
     if isinstance(error, ProblemError):
         return error.problem
     if isinstance(error, RequestValidationError):

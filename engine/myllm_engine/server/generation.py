@@ -15,7 +15,15 @@ from fastapi import Request as HttpRequest
 
 from ..async_engine import AsyncEngine
 from ..errors import InvalidRequestError
-from ..request import CompletionOutput, FinishReason, Request, RequestOutput, TokenLogprob
+from ..request import (
+    CompletionOutput,
+    FinishReason,
+    Request,
+    RequestOutput,
+    RequestTimings,
+    TokenLogprob,
+)
+from .deadline import expired, in_time, remaining
 from .errors import ClientDisconnectedError
 from .limits import check_requests
 from .settings import ServerContext
@@ -73,31 +81,6 @@ class Completion:
         self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
 
 
-@dataclass(slots=True)
-class Times:
-    """Note when things happened to one or more requests, in seconds of `time.monotonic`.
-
-    Attributes:
-        opened: when they were submitted.
-        admitted: when the first of them began to run.
-        first: when the first token was there; None before.
-        last: when the last one was.
-    """
-
-    opened: float
-    admitted: float | None = None
-    first: float | None = None
-    last: float | None = None
-
-    def saw(self, output: RequestOutput) -> None:
-        """Take note of an output."""
-        if self.admitted is None:
-            self.admitted = output.admitted
-        if any(sequence.token_ids for sequence in output.outputs):
-            self.last = time.monotonic()
-            self.first = self.first or self.last
-
-
 class Generation:
     """Iterate over the outputs of one or more engine requests, as `(index of the request, output)`.
 
@@ -115,7 +98,7 @@ class Generation:
         completion_tokens: of the outputs so far.
         prompt_logprobs: of each request's prompt, when asked for.
         embeddings: of each request with `pooling`.
-        times: see `Times`.
+        timings: of the first request whose output came.
     """
 
     def __init__(self, context: ServerContext, requests: Sequence[Request], *, interval: int = 1) -> None:
@@ -127,12 +110,13 @@ class Generation:
         self.reasoning_tokens: int | None = None
         self.prompt_logprobs: list[list[TokenLogprob | None] | None] = [None] * len(requests)
         self.embeddings: list[list[float] | None] = [None] * len(requests)
-        self.times = Times(opened=time.monotonic())
+        self.timings: RequestTimings | None = None
         self._interval = interval
         self._cached: dict[int, int] = {}
         self._held: dict[int, RequestOutput] = {}
         self._outputs = _merge(context.engine, requests)
         self._head: list[tuple[int, RequestOutput]] = []
+        self._started = time.monotonic()
         self._unfinished = len(requests)
         self._closed = False
 
@@ -178,14 +162,14 @@ class Generation:
 
     async def __anext__(self) -> tuple[int, RequestOutput]:
         while True:
-            index, output = self._head.pop() if self._head else await anext(self._outputs)
-            self.times.saw(output)
+            index, output = self._head.pop() if self._head else await in_time(anext(self._outputs))
             if held := self._held.pop(index, None):
                 held.extend(output)
                 output = held
             if self._is_due(index, output):
                 break
             self._held[index] = output
+        self.timings = self.timings or output.timings
         self._cached[index] = output.num_cached_tokens
         self.completion_tokens += sum(len(sequence.token_ids) for sequence in output.outputs)
         self._unfinished -= output.finished
@@ -240,7 +224,7 @@ class Generation:
                 "prompts": len(self.requests),
                 "prompt_tokens": self.prompt_tokens,
                 "completion_tokens": self.completion_tokens,
-                "seconds": round(time.monotonic() - self.times.opened, 3),
+                "seconds": round(time.monotonic() - self._started, 3),
             },
         )
 
@@ -284,14 +268,19 @@ async def _merge(
 
 
 async def until_disconnect(http: HttpRequest, work: Awaitable[T]) -> T:
-    """Return the result of `work`; cancel it and raise ClientDisconnectedError if the client leaves first."""
+    """Return the result of `work`; cancel it when the client leaves or the request's time is up.
+
+    Raises:
+        ClientDisconnectedError: the client left first.
+        ProblemError: the time was up first.
+    """
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnect(http))
     try:
-        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, watcher), timeout=remaining(), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ClientDisconnectedError
+        raise ClientDisconnectedError if watcher.done() else expired()
     finally:
         task.cancel()
         watcher.cancel()

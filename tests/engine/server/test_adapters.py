@@ -51,9 +51,9 @@ def lora_engine(tiny_model, adapters):
 
 
 @pytest.fixture(scope="module")
-def server(lora_engine, serve):
+def server(lora_engine, serve_engine):
     settings = ServerSettings(served_model_names=("tiny",), allow_runtime_lora=True)
-    with serve(lora_engine, settings) as live, httpx.Client(base_url=live.url, timeout=60) as client:
+    with serve_engine(lora_engine, settings) as live, httpx.Client(base_url=live.url, timeout=60) as client:
         yield client
 
 

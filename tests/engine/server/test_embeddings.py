@@ -40,7 +40,7 @@ def test_embeddings_equal_transformers(client, engine, dense):
 
 
 def test_the_server_can_take_the_mean(engine, dense, serve):
-    with serve(engine, ServerSettings(pooling="mean")) as live:
+    with serve(ServerSettings(pooling="mean")) as live:
         answer = httpx.post(f"{live.url}/v1/embeddings", json={"input": TEXTS[0]}, timeout=60).json()
     [item] = answer["data"]
     ours = expected(dense, engine.tokenizer.encode(TEXTS[0]), "mean")

@@ -42,9 +42,9 @@ def reference(dense, engine):
 
 
 @pytest.fixture(scope="module")
-def described(engine, serve):
+def described(serve):
     """A server that lets lm-eval do without a tokenizer of its own."""
-    with serve(engine, ServerSettings(enable_tokenizer_info_endpoint=True)) as live:
+    with serve(ServerSettings(enable_tokenizer_info_endpoint=True)) as live:
         yield live
 
 

@@ -87,7 +87,7 @@ def test_the_tokenizer_is_described_where_that_is_wanted(http, engine, serve):
     response = http.get("/tokenizer_info")
     assert response.status_code == 404
     assert "--enable-tokenizer-info-endpoint" in response.json()["error"]["message"]
-    with serve(engine, ServerSettings(enable_tokenizer_info_endpoint=True)) as live:
+    with serve(ServerSettings(enable_tokenizer_info_endpoint=True)) as live:
         info = httpx.get(f"{live.url}/tokenizer_info").json()
     tokenizer = engine.tokenizer._tokenizer
     assert info["tokenizer_class"] == type(tokenizer).__name__

@@ -23,13 +23,13 @@ def chunks(response):
 
 
 @pytest.fixture(scope="module")
-def talkative(engine, serve):
+def talkative(serve):
     settings = ServerSettings(
         enable_prompt_tokens_details=True,
         enable_force_include_usage=True,
         enable_per_request_metrics=True,
     )
-    with serve(engine, settings) as live, httpx.Client(base_url=live.url, timeout=60) as client:
+    with serve(settings) as live, httpx.Client(base_url=live.url, timeout=60) as client:
         yield client
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from ...request import RequestTimings
 from ...tokenizer import Tokenizer
 from ..generation import Generation
 from .logprobs import prompt_logprobs
@@ -56,17 +57,17 @@ def totals(generation: Generation) -> dict[str, Any]:
 
 def _metrics(generation: Generation) -> dict[str, float | None]:
     """Return vLLM's `metrics`; what cannot be told is null (a time to a token that never came)."""
-    times, tokens = generation.times, generation.completion_tokens
+    times, tokens = generation.timings or RequestTimings(0.0), generation.completion_tokens
 
     def milliseconds(start: float | None, end: float | None) -> float | None:
         return None if start is None or end is None else (end - start) * 1000
 
-    decoding = milliseconds(times.first, times.last)
-    running = milliseconds(times.admitted, times.last)
+    decoding = milliseconds(times.first_token, times.last_token)
+    running = milliseconds(times.scheduled, times.last_token)
     return {
-        "time_to_first_token_ms": milliseconds(times.admitted, times.first),
+        "time_to_first_token_ms": milliseconds(times.scheduled, times.first_token),
         "generation_time_ms": decoding,
-        "queue_time_ms": milliseconds(times.opened, times.admitted),
+        "queue_time_ms": milliseconds(times.queued, times.scheduled),
         "mean_itl_ms": decoding / (tokens - 1) if decoding is not None and tokens > 1 else None,
         "tokens_per_second": tokens / running * 1000 if running else None,
     }

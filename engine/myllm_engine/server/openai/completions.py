@@ -15,6 +15,7 @@ from ...request import Request, TokenLogprob
 from ..errors import diagnose
 from ..generation import Generation, encode
 from ..responses import EventStream, json_response
+from ..sampling_defaults import with_defaults
 from ..settings import Context, ServerContext
 from .chunks import DONE, ChunkWriter, prompt_fields, totals
 from .completion_request import CompletionRequest
@@ -86,6 +87,7 @@ class _Choice:
 @router.post("/v1/completions", summary="Complete a text")
 async def create_completion(body: CompletionRequest, context: Context, http: HttpRequest) -> Response:
     """Continue one or more prompts; choice `i` continues prompt `i // n`."""
+    body = with_defaults(body, context.sampling_defaults)
     model = resolve_model(context, body.model)
     check_limit(body.logprobs, context.settings.max_logprobs, "logprobs")
     check_limit(body.prompt_logprobs, context.settings.max_logprobs, "prompt_logprobs")

@@ -14,6 +14,7 @@ from ...errors import InvalidRequestError
 from ...request import Request
 from ..errors import invalid
 from ..generation import Generation, encode, until_disconnect
+from ..sampling_defaults import with_defaults
 from ..settings import ServerContext
 from .answer import AnswerForm
 from .chat_request import ChatRequest
@@ -58,6 +59,7 @@ class Conversation:
             QueueFullError, EngineDeadError: from the engine.
             ClientDisconnectedError: the client left first; nothing runs any more.
         """
+        body = with_defaults(body, context.sampling_defaults)
         settings = context.settings
         model = resolve_model(context, body.model)
         check_limit(body.top_logprobs, settings.max_logprobs, "top_logprobs")

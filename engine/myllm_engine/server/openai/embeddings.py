@@ -132,7 +132,7 @@ async def create_embedding(body: EmbeddingRequest, context: Context, http: HttpR
             priority=body.priority or 0,
             lora=lora_of(context, model),
             cache_salt=body.cache_salt,
-            pooling=context.settings.pooling,
+            pooling=context.settings.pooling or "last",
         )
         for index, token_ids in enumerate(await _prompts(body, context, http))
     ]

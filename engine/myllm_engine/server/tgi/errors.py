@@ -18,6 +18,7 @@ _STATUS = {
     Kind.NOT_FOUND: (404, "not_found"),
     Kind.METHOD_NOT_ALLOWED: (405, "method_not_allowed"),
     Kind.OVERLOADED: (429, "overloaded"),
+    Kind.TIMEOUT: (504, "timeout"),
     Kind.ENGINE_DEAD: (424, "generation"),
     Kind.GENERATION: (424, "generation"),
     Kind.INTERNAL: (500, "internal"),

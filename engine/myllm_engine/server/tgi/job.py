@@ -134,8 +134,8 @@ class Result:
     def headers(self) -> dict[str, str]:
         """Return what TGI tells in headers: times in ms, and sizes."""
         job, tokens = self.job, len(self.completions[self.best].token_ids)
-        admitted = job.generation.times.admitted
-        started = job.queued if admitted is None else admitted
+        timings = job.generation.timings
+        started = job.queued if timings is None or timings.scheduled is None else timings.scheduled
         inference = self.ended - started
         return {
             **compute_headers(job.body, job.context),
