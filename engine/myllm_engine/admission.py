@@ -75,6 +75,7 @@ class Admission:
             ("stop_token_ids", params.stop_token_ids),
             ("logit_bias", params.logit_bias),
             ("allowed_token_ids", params.allowed_token_ids),
+            ("logprob_token_ids", params.logprob_token_ids),
         ):
             largest = max(ids, default=0)
             if largest >= self._vocab_size:
@@ -83,10 +84,10 @@ class Admission:
                     param=name,
                 )
         prompt_tokens = len(request.prompt_token_ids)
-        needed = 0 if request.pooling else (params.max_tokens or 1)
-        if prompt_tokens + needed > self._max_model_len:
+        max_tokens = 0 if request.pooling else params.max_tokens
+        if prompt_tokens + (1 if max_tokens is None else max_tokens) > self._max_model_len:
             raise ContextLengthError.for_model(
-                prompt_tokens=prompt_tokens, max_tokens=params.max_tokens, limit=self._max_model_len
+                prompt_tokens=prompt_tokens, max_tokens=max_tokens, limit=self._max_model_len
             )
         if params.use_beam_search:
             self._check_beams(prompt_tokens, params)

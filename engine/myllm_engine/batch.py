@@ -46,6 +46,7 @@ class Batch:
         prompt_rows: prompts that get log-probabilities.
         hidden_index: `[H]` int64, places in `T` whose hidden states are pooled.
         pooled: the sequences these belong to, with how many places each has, and whether the prompt ends.
+        read: sequences whose prompt ends in this step and for which nothing is drawn.
         adapters: `[T]`, the number of each token's LoRA adapter, or 0; None when none has one.
         image_index: `[I]` int64, places in `T` of image tokens of prompts.
         images: whose features these take, and from which to which of them; `I` in all.
@@ -66,6 +67,7 @@ class Batch:
     prompt_rows: list[PromptRows]
     hidden_index: torch.Tensor
     pooled: list[tuple[Sequence, int, bool]]
+    read: list[Sequence]
     adapters: list[int] | None
     image_index: torch.Tensor
     images: list[tuple[SeenImages, int, int]]
@@ -130,6 +132,7 @@ def build_batch(step: list[Scheduled], *, page_size: int, device: torch.device) 
         rows=index.rows,
         prompt_rows=index.prompt_rows,
         pooled=index.pooled,
+        read=index.read,
         adapters=adapters if any(adapters) else None,
         image_index=tensors[7],
         images=index.images,
@@ -157,6 +160,7 @@ class _Index:
         self.hidden: list[int] = []
         self.images: list[tuple[SeenImages, int, int]] = []
         self.image_places: list[int] = []
+        self.read: list[Sequence] = []
 
     def add(self, item: Scheduled, *, at: int) -> None:
         """Add a sequence whose new tokens begin at place `at` of the batch."""
@@ -181,6 +185,8 @@ class _Index:
             if first < end and (item.samples or sequence.request.pooling == "mean"):
                 self.pooled.append((sequence, end - first, item.samples))
                 self.hidden += range(at + first - start, at + item.num_tokens)
+        elif item.samples and not sequence.draws:
+            self.read.append(sequence)
         elif item.samples:
             drafts = tuple(sequence.drafts)
             self.rows += [Row(sequence, drafts[:count], len(drafts)) for count in range(len(drafts) + 1)]

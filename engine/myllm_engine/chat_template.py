@@ -57,13 +57,18 @@ class ContentReader:
         # Requests may bring templates of their own, and any number of them.
         self._forms = functools.lru_cache(maxsize=64)(self._try_forms)
 
-    def fit(self, messages: Messages, template: str) -> Messages:
+    def fit(self, messages: Messages, template: str, form: str = "auto") -> Messages:
         """Return the messages with each content in a form that the template reads.
+
+        Args:
+            messages: to fit.
+            template: as Jinja text.
+            form: "string" or "openai" (parts), where it is known; "auto": what was found out.
 
         Raises:
             InvalidRequestError: a message holds something else than text, and the template reads text alone.
         """
-        strings, parts = self._forms(template)
+        strings, parts = (form == "string", form == "openai") if form != "auto" else self._forms(template)
         return [
             {**message, "content": _convert(message["content"], strings=strings, parts=parts)}
             if isinstance(message.get("content"), (str, list))

@@ -42,6 +42,7 @@ class Tokenizer:
         chat_template: Jinja text, or None when there is none.
         chat_templates: the tokenizer's templates by name, when it has several; else empty.
         eos_token_ids: ids that end a completion.
+        special_tokens: ids of the tokens that are left out when special tokens are skipped, by their text.
         vocab_size: ids known to the tokenizer, added tokens included; the model's own number may be larger.
     """
 
@@ -74,7 +75,8 @@ class Tokenizer:
         self.vocab_size: int = self.backend.get_vocab_size(with_added_tokens=True)
         added = self.backend.get_added_tokens_decoder()
         self._added = {index: token.content for index, token in added.items()}
-        self._special = frozenset(index for index, token in added.items() if token.special)
+        self.special_tokens = {token.content: index for index, token in added.items() if token.special}
+        self._special = frozenset(self.special_tokens.values())
         # A decoder is one step or a sequence of steps; its pickled form is the JSON of tokenizer.json.
         decoder = self.backend.decoder
         self._byte_level = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
@@ -82,6 +84,16 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text; special tokens that occur in it are recognised."""
         return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_with_offsets(
+        self, text: str, add_special_tokens: bool = True
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the token ids of a text, and where in it each token begins and ends, in characters.
+
+        A token that stands for nothing in the text, as one added at its beginning, has `(0, 0)`.
+        """
+        encoding = self.backend.encode(text, add_special_tokens=add_special_tokens)
+        return list(encoding.ids), list(encoding.offsets)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text of token ids; bytes that are no UTF-8 become U+FFFD."""
@@ -107,6 +119,24 @@ class Tokenizer:
             return bytes([int(match[1], 16)])
         return piece.replace("▁", " ").encode()
 
+    def token_name(self, token_id: int) -> str:
+        """Return the name that the vocabulary has for a token, such as "Ġthe"; empty for an unknown id."""
+        return self.backend.id_to_token(token_id) or ""
+
+    def info(self) -> dict[str, Any]:
+        """Return what describes the tokenizer, as a `tokenizer_config.json` does, in values that JSON has."""
+        known = {
+            name: value
+            for name, value in self._tokenizer.init_kwargs.items()
+            if not name.endswith("_file") and name not in ("name_or_path", "tokenizer_object")
+        }
+        plain = json.loads(json.dumps(known, default=_in_json))
+        return {
+            **plain,
+            "tokenizer_class": type(self._tokenizer).__name__,
+            "chat_template": self.chat_template,
+        }
+
     def is_special(self, token_id: int) -> bool:
         """Tell whether a token is left out when special tokens are skipped."""
         return token_id in self._special
@@ -114,6 +144,7 @@ class Tokenizer:
     def render_chat(
         self,
         messages: Messages,
+        content_format: str = "auto",
         /,
         *,
         tools: list[dict[str, Any]] | None = None,
@@ -127,6 +158,7 @@ class Tokenizer:
         Args:
             messages: dicts with `role` and `content`, a string or a list of parts; text parts become one
                 string, a line each, for templates that read strings.
+            content_format: what the template reads: "string", "openai" (parts), or "auto", which tries it.
             tools: JSON schemas of functions, handed to the template; of a tokenizer with several templates
                 the one named "tool_use" is taken then.
             add_generation_prompt: end with the words that open the assistant's turn.
@@ -147,7 +179,7 @@ class Tokenizer:
         template = self._choose_template(chat_template, tools)
         try:
             return self._apply_template(
-                self._contents.fit(messages, template),
+                self._contents.fit(messages, template, content_format),
                 template,
                 tools=tools,
                 add_generation_prompt=add_generation_prompt,
@@ -208,6 +240,11 @@ class Tokenizer:
                     "Token ids carry text alone: conversations with images go to the server", param="messages"
                 )
         return self.encode(self.render_chat(messages, **kwargs), add_special_tokens=False)
+
+
+def _in_json(value: Any) -> Any:
+    """Return what stands for a value that JSON does not have: a token's text, or what Python shows."""
+    return getattr(value, "content", None) or str(value)
 
 
 @functools.cache

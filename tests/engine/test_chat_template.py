@@ -341,6 +341,15 @@ def test_templates_that_read_parts_get_parts(tokenizer: Tokenizer):
     assert render([CHAT[1], image], chat_template=EITHER) == "Hello[image][textWhat is this?]"
 
 
+def test_the_form_of_contents_can_be_told(tokenizer: Tokenizer):
+    text = [{"role": "user", "content": "a"}]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    assert tokenizer.render_chat(text, "openai", chat_template=EITHER) == "[texta]"
+    assert tokenizer.render_chat(parts, "openai", chat_template=EITHER) == "[texta][textb]"
+    assert tokenizer.render_chat(parts, "string", chat_template=EITHER) == "a\nb"
+    assert tokenizer.render_chat(text, chat_template="{{ content_format }}", content_format="x") == "x"
+
+
 def test_without_a_template_the_error_says_what_to_do(tokenizer: Tokenizer):
     with pytest.raises(InvalidRequestError) as caught:
         tokenizer.render_chat(CHAT)

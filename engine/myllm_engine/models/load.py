@@ -45,7 +45,10 @@ class LoadedModel:
         name: short name, such as "SmolLM2-135M-Instruct".
         max_model_len: tokens that one sequence may have.
         vocab_size: width of the logits.
+        hidden_size: width of the hidden states after the last layer.
         eos_token_ids: from the model's config and generation config.
+        generation_config: what the model's makers recommend, as its `generation_config.json` has it; without
+            what is transformers' default anyway.
         native: the model in the CPU library, which then computes instead of `model`; None: there is none.
         expected: what the model computes by itself, to verify paged attention against; None with a
             native model.
@@ -56,7 +59,9 @@ class LoadedModel:
     name: str
     max_model_len: int
     vocab_size: int
+    hidden_size: int
     eos_token_ids: frozenset[int]
+    generation_config: dict[str, Any]
     lora: LoraModel
     native: NativeModel | None = None
     expected: Expected | None = None
@@ -143,7 +148,9 @@ def load_model(
         name=_short_name(config.model, source),
         max_model_len=max_model_len,
         vocab_size=vocab_size,
+        hidden_size=text_config.hidden_size,
         eos_token_ids=_eos_ids(model.generation_config) | _eos_ids(text_config),
+        generation_config=model.generation_config.to_diff_dict(),
         lora=lora,
         native=native,
         expected=expected,

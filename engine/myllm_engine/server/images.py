@@ -37,10 +37,14 @@ async def load_images(
         raise _refusal(
             f"The messages hold {len(urls)} images, and this server takes {settings.max_images} a request"
         )
-    fetcher = fetcher or Fetcher(domains=settings.allowed_media_domains, max_bytes=settings.max_body_size)
+    fetcher = fetcher or Fetcher(domains=settings.allowed_media_domains, max_bytes=settings.max_image_size)
     images = []
     for url in urls:
         content = await _content(url, settings, fetcher)
+        if len(content) > settings.max_image_size:
+            raise _refusal(
+                f"An image has {len(content)} bytes, and this server takes {settings.max_image_size}"
+            )
         images.append(await context.readers.run(decode_image, content, max_pixels=settings.max_image_pixels))
     return images
 
