@@ -34,9 +34,11 @@ class AsyncEngine:
     Attributes:
         config: as given.
         tokenizer: of the model.
+        vision: reads images for requests; None: the model sees none.
         model_name: short name, such as "SmolLM2-135M-Instruct".
         max_model_len: tokens that prompt and completion may have together.
         vocab_size: width of the logits.
+        hidden_size: width of the hidden states, and of embeddings.
         device: such as "cpu" or "cuda:0".
         dtype: such as "bfloat16".
         generation_config: what the model's makers recommend, as its `generation_config.json` has it.
@@ -51,9 +53,11 @@ class AsyncEngine:
         engine = Engine(config)
         self.config = config
         self.tokenizer = engine.tokenizer
+        self.vision = engine.vision
         self.model_name = engine.model_name
         self.max_model_len = engine.max_model_len
         self.vocab_size = engine.vocab_size
+        self.hidden_size = engine.hidden_size
         self.device = engine.device
         self.dtype = engine.dtype
         self.generation_config = engine.generation_config

@@ -100,6 +100,9 @@ class Delivery:
             self._keep_prompt_logprobs(batch, step.logits)
         if step.hidden is not None:
             self._pool(batch, step.hidden, outputs)
+        for sequence in batch.read:
+            if sequence.finish_reason is None:  # else it was aborted meanwhile
+                self._end(sequence, outputs)
         if step.drawn is not None:
             self._collect(step, step.drawn.result(), outputs)
         return [output for output in outputs.values() if output.outputs or output.finished]
@@ -128,6 +131,15 @@ class Delivery:
                 output.embedding = torch.nn.functional.normalize(sequence.pooled, dim=0).tolist()
                 self._scheduler.remove(sequence)
                 self._close(output)
+
+    def _end(self, sequence: Sequence, outputs: dict[str, RequestOutput]) -> None:
+        """End a sequence that gets no token: what was wanted of it is its prompt's log-probabilities."""
+        group = self._groups[sequence.request.request_id]
+        output = self._output(sequence.request.request_id, outputs)
+        output.outputs += group.end(sequence)
+        self._scheduler.remove(sequence)
+        if group.finished:
+            self._close(output)
 
     def _collect(
         self,

@@ -18,12 +18,13 @@ from .delivery import Delivery, Step
 from .models.load import choose_device, choose_dtype, load_model
 from .models.peft import AdapterWeights
 from .models.source import resolve_model
+from .models.vision import ImageReader, load_image_reader
 from .request import Request, RequestOutput
 from .runner import ModelRunner
 from .sampler import draw_tokens
 from .scheduler import Scheduler
 from .sequence import Matcher, PreparedRequest, Sequence
-from .speculative import make_speculator
+from .speculative import draft_forced, make_speculator
 from .stats import EngineStats, StepStats
 from .structured import GrammarCompiler, allowed_tokens
 from .tokenizer import Tokenizer, load_tokenizer
@@ -92,6 +93,7 @@ class Engine:
             pool=self._runner.pool,
             lora=self._lora,
             grammars=self.grammars,
+            sees=self.vision is not None,
         )
         self._beams = BeamHost(self._scheduler, self._runner.copy_page)
         # Several ranks get their input ids from this process.
@@ -116,8 +118,12 @@ class Engine:
         source = resolve_model(config.model, revision=config.revision)
         loaded = load_model(config, source, device=device, dtype=dtype)
         self.tokenizer: Tokenizer = load_tokenizer(config, source, eos_token_ids=loaded.eos_token_ids)
+        self.vision: ImageReader | None = load_image_reader(
+            config, source, loaded.model.config, self.tokenizer
+        )
         self.model_name = loaded.name
         self.vocab_size = loaded.vocab_size
+        self.hidden_size = loaded.hidden_size
         self.generation_config = loaded.generation_config
         self._lora = loaded.lora
         for name, path in config.lora_adapters.items():
@@ -227,8 +233,11 @@ class Engine:
         """
         started = time.perf_counter()
         previous, self._in_flight = self._in_flight, None
-        if self._speculator is not None:
-            self._speculator.propose([item for item in self._scheduler.running if _draws_alone(item)])
+        if not self._runs_ahead:  # drafts follow tokens that are known
+            drawing = [item for item in self._scheduler.running if _draws_alone(item)]
+            draft_forced(drawing)
+            if self._speculator is not None:
+                self._speculator.propose(drawing)
         launched = self._launch(previous)
         outputs = [] if previous is None else self._delivery.finish(previous)
         if launched is None:
@@ -298,5 +307,5 @@ class Engine:
 
 
 def _draws_alone(sequence: Sequence) -> bool:
-    """Tell whether a sequence's rows give its next tokens: an embedding has none, beams choose together."""
-    return sequence.request.pooling is None and not sequence.params.use_beam_search
+    """Tell whether a sequence's rows give its next tokens, where there are any: beams choose together."""
+    return sequence.draws and not sequence.params.use_beam_search

@@ -67,6 +67,11 @@ class Group:
     def _hand_out(self, output: CompletionOutput) -> list[CompletionOutput]:
         return [output]
 
+    def end(self, sequence: Sequence) -> list[CompletionOutput]:
+        """End a sequence that has read its prompt and gets no token; return what is new."""
+        sequence.finish_reason = "length"
+        return self._hand_out(CompletionOutput(sequence.index, finish_reason="length"))
+
     def abort(self) -> list[CompletionOutput]:
         """End all sequences, and return the last outputs of those that had not ended."""
         outputs = []

@@ -257,4 +257,6 @@ def _scheduled(sequence: Sequence, num_tokens: int) -> Scheduled:
 
 
 def _num_logits(item: Scheduled) -> int:
-    return item.num_tokens if item.sequence.wants_prompt_logprobs else int(item.samples)
+    if item.sequence.wants_prompt_logprobs:
+        return item.num_tokens
+    return int(item.samples and item.sequence.draws)

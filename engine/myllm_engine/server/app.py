@@ -9,11 +9,11 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from ..async_engine import AsyncEngine
-from . import system
+from . import chat_tokenize, dispatch, system, vertex
 from .errors import Problem, diagnose
 from .layers import add_layers
 from .metrics import route as metrics
-from .openai import chat, completions, models
+from .openai import adapters, chat, completions, embeddings, models, tokenization
 from .openai.errors import render as render_openai
 from .paths import route_path
 from .request_log import RequestLog
@@ -23,6 +23,8 @@ from .tgi import generate, info
 from .tgi.errors import render as render_tgi
 
 DISTRIBUTION = "myllm-suite"
+
+_TGI = (info, generate, chat_tokenize, vertex)
 
 
 def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
@@ -46,7 +48,10 @@ def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
     context = _make_context(engine, settings, version)
     app.state.context = context
     app.state.registry = metrics.make_registry(context)
-    for module in (system, metrics, models, completions, chat, info, generate):
+    for module in (
+        *(system, metrics, models, completions, chat, embeddings, tokenization, adapters, dispatch),
+        *_TGI,
+    ):
         app.include_router(module.router)
     add_layers(app, context, _render)
 
@@ -84,5 +89,5 @@ def _make_context(engine: AsyncEngine, settings: ServerSettings, version: str) -
 
 def _render(path: str, problem: Problem) -> Response:
     """Answer a failure outside of every route in the dialect that the path belongs to."""
-    is_tgi = any(route.path == path for module in (info, generate) for route in module.router.routes)
+    is_tgi = any(route.path == path for module in _TGI for route in module.router.routes)
     return render_tgi(problem) if is_tgi else render_openai(problem)

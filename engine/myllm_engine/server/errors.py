@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from ..errors import EngineDeadError, EngineError, InvalidRequestError, QueueFullError
 from .exchange import current
+from .fields import ignore_unknown
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Kind(Enum):
     OVERLOADED = "overloaded"
     TIMEOUT = "timeout"
     ENGINE_DEAD = "engine_dead"
+    GENERATION = "generation"
     INTERNAL = "internal"
 
 
@@ -95,7 +97,7 @@ def _classify(error: BaseException) -> Problem:
     if isinstance(error, EngineDeadError):
         return Problem(Kind.ENGINE_DEAD, f"The engine has stopped and serves no request: {error}")
     if isinstance(error, EngineError):
-        return Problem(Kind.INTERNAL, str(error))
+        return Problem(Kind.GENERATION, str(error))
     if isinstance(error, HTTPException):
         return _from_http(error)
     if isinstance(error, UnicodeEncodeError):
@@ -113,6 +115,7 @@ def dialect_route(render: Callable[[Problem], Response]) -> type[APIRoute]:
             handle = super().get_route_handler()
 
             async def handle_or_render(request: Request) -> Response:
+                ignore_unknown.set(request.app.state.context.settings.allow_unknown_fields)
                 try:
                     response: Response = await handle(request)
                 except ClientDisconnectedError:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import Depends, Request
 
+from . import reasoning, tools
 from .http_settings import HttpSettings
 from .traffic import Traffic
 from .workers import Workers
@@ -17,6 +18,9 @@ from .workers import Workers
 if TYPE_CHECKING:
     from ..async_engine import AsyncEngine
     from ..loop import Observer
+
+# Threads that render conversations and tokenize long texts.
+READERS = 4
 
 # What an HTTP header carries unchanged and a shell or a list of keys in a variable does not split.
 _KEY = re.compile(r"[!-~]+")
@@ -48,12 +52,15 @@ class ServerSettings:
         tool_call_parser: name of what reads tool calls from the model's text.
         tool_parser_plugin: file or module that brings more of these.
         reasoning_parser: name of what tells the model's reasoning from its answer.
-        pooling: how hidden states become an embedding, "last" or "mean"; None: as the model says.
-        allow_image_urls: whether images are fetched from http(s) URLs.
+        pooling: how hidden states become an embedding: "last", of the last token, or "mean"; None: "last".
+        allow_image_urls: whether images are fetched from http(s) URLs, of public hosts.
+        allowed_media_domains: hosts to fetch from, with their subdomains; empty: all public ones.
+        max_images: images of one request.
         max_image_size: largest image, in bytes.
+        max_image_pixels: largest width times height of an image.
 
         enable_prompt_tokens_details: whether `usage` tells how much of the prompt was cached.
-        enable_force_include_usage: whether streams end with `usage` even when nobody asked.
+        enable_force_include_usage: whether every chunk of a stream has `usage` even when nobody asked.
         enable_per_request_metrics: whether answers carry `metrics`, the request's timings.
         return_tokens_as_token_ids: whether log-probabilities name tokens "token_id:<id>".
         enable_tokenizer_info_endpoint: whether `/tokenizer_info` is served.
@@ -72,7 +79,8 @@ class ServerSettings:
         max_body_size: largest body of a request, in bytes.
 
     Raises:
-        ValueError: from the constructor, for a key that no client can send and for a limit out of range.
+        ValueError: from the constructor, for a key that no client can send, a limit out of range, or a parser
+            that is not known.
     """
 
     served_model_names: tuple[str, ...] = ()
@@ -89,9 +97,12 @@ class ServerSettings:
     tool_call_parser: str | None = None
     tool_parser_plugin: str | None = None
     reasoning_parser: str | None = None
-    pooling: str | None = None
+    pooling: Literal["last", "mean"] | None = None
     allow_image_urls: bool = False
+    allowed_media_domains: tuple[str, ...] = ()
+    max_images: int = 4
     max_image_size: int = 20 * 2**20
+    max_image_pixels: int = 4096 * 4096
 
     enable_prompt_tokens_details: bool = False
     enable_force_include_usage: bool = False
@@ -130,10 +141,18 @@ class ServerSettings:
             if getattr(self, name) not in allowed:
                 words = ", ".join(repr(word) for word in allowed if word)
                 raise ValueError(f"`{name}` must be one of {words}; got {getattr(self, name)!r}")
-        if self.enable_auto_tool_choice and self.tool_call_parser is None:
+        if self.tool_parser_plugin is not None:
+            tools.load_plugin(self.tool_parser_plugin)
+        if self.tool_call_parser is not None:
+            tools.find(self.tool_call_parser)
+        elif self.enable_auto_tool_choice:
             raise ValueError(
                 "`enable_auto_tool_choice` needs a `tool_call_parser`, which knows how the model writes calls"
             )
+        if self.reasoning_parser is not None:
+            reasoning.find(self.reasoning_parser)
+        if not self.response_role:
+            raise ValueError("`response_role` must not be empty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +167,7 @@ class ServerContext:
         sampling_defaults: values of OpenAI's sampling parameters that requests leave out.
         traffic: requests that are answered now, and how others went.
         readers: render conversations and tokenize long texts.
+        loaders: load LoRA adapters.
         observers: are told of the engine's requests.
         closing: what `close` calls, too.
     """
@@ -158,7 +178,8 @@ class ServerContext:
     started: int
     sampling_defaults: Mapping[str, Any] = field(default_factory=_nothing)
     traffic: Traffic = field(default_factory=Traffic)
-    readers: Workers = field(default_factory=lambda: Workers("read prompts", threads=4, waiting=1000))
+    readers: Workers = field(default_factory=lambda: Workers("read prompts", threads=READERS, waiting=1000))
+    loaders: Workers = field(default_factory=lambda: Workers("load adapters", threads=1, waiting=16))
     observers: list[Observer] = field(default_factory=list)
     closing: list[Callable[[], None]] = field(default_factory=list)
 
@@ -174,6 +195,7 @@ class ServerContext:
         for close in self.closing:
             close()
         self.readers.close()
+        self.loaders.close()
 
 
 async def get_context(request: Request) -> ServerContext:

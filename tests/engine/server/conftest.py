@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -91,10 +92,17 @@ class ByteTokenizer:
 
     chat_template = None
     eos_token_ids = frozenset({256})
+    special_tokens = MappingProxyType({"<end>": 256})
     vocab_size = 257
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
+
+    def encode_with_offsets(
+        self, text: str, add_special_tokens: bool = True
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        places = [place for place, character in enumerate(text) for _ in character.encode()]
+        return self.encode(text), [(place, place + 1) for place in places]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
@@ -108,7 +116,7 @@ class ByteTokenizer:
     def is_special(self, token_id: int) -> bool:
         return token_id == 256
 
-    def render_chat(self, messages: list[dict[str, Any]], **kwargs: Any) -> str:
+    def render_chat(self, messages: list[dict[str, Any]], form: str = "auto", /, **kwargs: Any) -> str:
         return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
 
 
@@ -123,11 +131,14 @@ class ScriptedEngine:
     error: BaseException | None = None
     config: EngineConfig = field(default_factory=EngineConfig)
     tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
+    vision: None = None
     model_name: str = "Scripted"
     max_model_len: int = 100
     vocab_size: int = 257
+    hidden_size: int = 4
     device: str = "cpu"
     dtype: str = "float32"
+    loras: dict[str, str] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     compiler: Callable[[Request], Awaitable[None]] | None = None
     generation_config: dict[str, Any] = field(default_factory=dict)
@@ -176,6 +187,12 @@ def said(*sequences: tuple[str, bytes, str | None], prompt: str = "p") -> Reques
     return RequestOutput("id", list(prompt.encode()), outputs, finished)
 
 
+@pytest.fixture(scope="session")
+def serving() -> Callable[..., AbstractContextManager[Live]]:
+    """Return a function that serves an engine: `with serving(engine, settings) as live`."""
+    return serve_engine
+
+
 Scripted = Callable[..., AbstractContextManager[Live]]
 
 
@@ -193,6 +210,12 @@ def scripted() -> Scripted:
             yield live
 
     return serve
+
+
+@pytest.fixture(scope="session", name="serve_engine")
+def serve_engine_fixture() -> Callable[..., AbstractContextManager[Live]]:
+    """Hand `serve_engine` on: test modules cannot import from here."""
+    return serve_engine
 
 
 @pytest.fixture(scope="session", name="said")

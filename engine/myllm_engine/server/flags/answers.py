@@ -16,7 +16,10 @@ class ChatFlags:
 
     chat_template: Annotated[
         str | None,
-        flag("Jinja chat template that replaces the model's: a file, or the template itself."),
+        flag(
+            "Chat template that replaces the model's: a file, Jinja text, a name such as llama2, mistral or "
+            "hermes (docs/templates.md lists them), or one of the model's own, such as tool_use."
+        ),
     ] = None
     chat_template_content_format: Annotated[
         str,
@@ -53,6 +56,13 @@ class ChatFlags:
     allow_image_urls: Annotated[
         bool, flag("Fetch images from http and https URLs of public addresses, not only from data URLs.")
     ] = False
+    allowed_media_domains: Annotated[
+        list[str] | None,
+        flag(
+            "Host to fetch images from, with its subdomains; implies --allow-image-urls. Repeat it for more. "
+            "Default: all public ones."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,8 @@ class Flags:
             **same
             | {
                 "max_body_size": values.parse_size(limits.max_body_size),
+                "allow_image_urls": chat.allow_image_urls or bool(chat.allowed_media_domains),
+                "allowed_media_domains": tuple(values.parse_list(chat.allowed_media_domains)),
                 "max_image_size": values.parse_size(limits.max_image_size),
                 "default_chat_template_kwargs": values.json_object(
                     "--default-chat-template-kwargs", chat.default_chat_template_kwargs

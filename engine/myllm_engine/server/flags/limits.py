@@ -110,6 +110,8 @@ class LimitFlags:
             env=("PAYLOAD_LIMIT",),
         ),
     ] = "8MiB"
+    max_images: Annotated[int, flag("Most images in a request.", min=0)] = 4
+    max_image_pixels: Annotated[int, flag("Largest width times height of an image.", min=1)] = 16_777_216
     max_image_size: Annotated[str, flag("Largest image in a request.", metavar="SIZE")] = "20MiB"
     max_logprobs: Annotated[int, flag("Largest logprobs and top_logprobs on OpenAI's routes.", min=0)] = 20
     max_stored_responses: Annotated[

@@ -19,6 +19,7 @@ _STATUS = {
     Kind.OVERLOADED: (503, "ServiceUnavailableError"),
     Kind.TIMEOUT: (504, "TimeoutError"),
     Kind.ENGINE_DEAD: (500, "InternalServerError"),
+    Kind.GENERATION: (500, "InternalServerError"),
     Kind.INTERNAL: (500, "InternalServerError"),
 }
 
