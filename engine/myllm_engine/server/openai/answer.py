@@ -1,7 +1,7 @@
 """Shape an answer: which calls, thoughts and text it may hold, and how they are told apart.
 
-An answer is thoughts, if a reasoning parser is set, and behind them text or calls of tools. A constraint holds
-for what is behind the thoughts.
+An answer is thoughts, if a reasoning parser is set, and behind them text or calls of tools. A constraint
+holds for what is behind the thoughts.
 """
 
 from __future__ import annotations
