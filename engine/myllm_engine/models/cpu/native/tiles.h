@@ -16,7 +16,10 @@
 
 #if HAS_TILES
 
-#define EXPANDED 6 /* blocks; of GROUPS groups they fill half of the first-level cache */
+#ifndef EXPANDED
+#define EXPANDED 3
+#endif
+// /* blocks; of GROUPS groups they fill half of the first-level cache */
 
 typedef uint16_t WeightTile[LANES * BLOCK];
 
@@ -24,7 +27,7 @@ typedef uint16_t WeightTile[LANES * BLOCK];
 typedef struct {
     WeightTile tile[GROUPS][EXPANDED];
     f32x16 d[GROUPS][EXPANDED], m[GROUPS][EXPANDED];
-    f32x16 dots[2][TILE];
+    f32x16 dots[GROUPS][EXPANDED][TILE];
 } __attribute__((aligned(64))) Expanded;
 
 INLINE void expand(Expanded *to, const int format, const Linear *linear, int group, int groups, int blocks, int b0, int count) {
@@ -41,35 +44,41 @@ INLINE void expand(Expanded *to, const int format, const Linear *linear, int gro
         }
 }
 
-#define DOTS(sums, upper, lower, weights, to)                                                                  \
-    TILE_LOAD(weights, expanded->tile[g][b], 64);                                                              \
-    TILE_LOAD(upper, x, 2 * 64);                                                                               \
-    TILE_LOAD(lower, x + 32, 2 * 64);                                                                          \
-    TILE_ZERO(sums);                                                                                           \
-    TILE_DOT(sums, upper, weights);                                                                            \
-    TILE_DOT(sums, lower, weights);                                                                            \
-    TILE_STORE(sums, to, 64);
+#define DOTS(g, weights)                                                                                       \
+    if (g < groups) {                                                                                          \
+        TILE_LOAD(weights, expanded->tile[g][b], 64);                                                          \
+        TILE_ZERO(g);                                                                                          \
+        TILE_DOT(g, 4, weights);                                                                               \
+        TILE_DOT(g, 5, weights);                                                                               \
+        TILE_STORE(g, expanded->dots[g][b], 64);                                                               \
+    }
 
-/* Add `count` blocks, from place `at` of the input on, of 16 tokens and one group. */
-INLINE void add_blocks(const int format, Expanded *expanded, int g, int count, const Input *input, size_t at, int is_first, f32x16 *out) {
-    f32x16 sums[TILE];
-#pragma GCC unroll 16
-    for (int t = 0; t < TILE; t++) sums[t] = is_first ? splat(0) : out[t];
-    for (int b = 0; b < count; b++, at += TILE) {
-        const uint16_t *x = input->halves + at * 2 * BLOCK;
-        f32x16 *dots = expanded->dots[b & 1];
-        if (b & 1) { DOTS(0, 4, 5, 6, dots) }
-        else { DOTS(1, 2, 3, 7, dots) }
-        f32x16 d = expanded->d[g][b], m = expanded->m[g][b];
+/* Add `count` blocks, from place `at` of the input on, of 16 tokens and all groups. */
+INLINE void add_blocks(
+    const int format, Expanded *expanded, int groups, int count, const Input *input, size_t at, int is_first,
+    f32x16 (*out)[CHUNK]) {
+    const uint16_t *x = input->halves + at * 2 * BLOCK;
+    for (int b = 0; b < count; b++, x += TILE * 2 * BLOCK) {
+        TILE_LOAD(4, x, 2 * 64);
+        TILE_LOAD(5, x + BLOCK, 2 * 64);
+        DOTS(0, 6) DOTS(1, 7) DOTS(2, 6) DOTS(3, 7)
+    }
+    for (int g = 0; g < groups; g++) {
+        f32x16 sums[TILE];
         const float *scale = input->scale + at, *scaled_sum = input->scaled_sum + at;
 #pragma GCC unroll 16
-        for (int t = 0; t < TILE; t++) {
-            sums[t] += dots[t] * (d * scale[t]);
-            if (format == Q4) sums[t] += m * scaled_sum[t];
-        }
-    }
+        for (int t = 0; t < TILE; t++) sums[t] = is_first ? splat(0) : out[g][t];
+        for (int b = 0; b < count; b++, scale += TILE, scaled_sum += TILE) {
+            f32x16 d = expanded->d[g][b], m = expanded->m[g][b];
 #pragma GCC unroll 16
-    for (int t = 0; t < TILE; t++) out[t] = sums[t];
+            for (int t = 0; t < TILE; t++) {
+                sums[t] += expanded->dots[g][b][t] * (d * scale[t]);
+                if (format == Q4) sums[t] += m * scaled_sum[t];
+            }
+        }
+#pragma GCC unroll 16
+        for (int t = 0; t < TILE; t++) out[g][t] = sums[t];
+    }
 }
 #undef DOTS
 
@@ -81,8 +90,9 @@ INLINE void product_codes(
         int count = input->blocks - b < EXPANDED ? input->blocks - b : EXPANDED;
         expand(&expanded, format, linear, group, groups, input->blocks, b, count);
         for (int t = 0; t < tokens; t += TILE)
-            for (int g = 0; g < groups; g++)
-                add_blocks(format, &expanded, g, count, input, input_place(input, t0 + t, b), b == 0, out[g] + t);
+            add_blocks(
+                format, &expanded, groups, count, input, input_place(input, t0 + t, b), b == 0,
+                (f32x16(*)[CHUNK])(out[0] + t));
     }
 }
 
