@@ -79,6 +79,15 @@ def test_options_reach_the_engine(configured, arguments, fields):
             ["--allow-image-urls", "--max-image-size", "1MiB"],
             {"allow_image_urls": True, "max_image_size": 2**20},
         ),
+        (
+            ["--allowed-media-domains", "a.org,b.org", "--max-images", "1", "--max-image-pixels", "9"],
+            {
+                "allow_image_urls": True,
+                "allowed_media_domains": ("a.org", "b.org"),
+                "max_images": 1,
+                "max_image_pixels": 9,
+            },
+        ),
         (["--pooling", "mean", "--allow-unknown-fields"], {"pooling": "mean", "allow_unknown_fields": True}),
         (
             [
