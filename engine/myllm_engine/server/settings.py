@@ -50,7 +50,7 @@ class ServerSettings:
             "auto", what it expects.
         enable_auto_tool_choice: whether the model may call tools of its own accord.
         tool_call_parser: name of what reads tool calls from the model's text.
-        tool_parser_plugin: file or module that brings more of these.
+        tool_parser_plugin: Python file that brings more of these.
         reasoning_parser: name of what tells the model's reasoning from its answer.
         pooling: how hidden states become an embedding: "last", of the last token, or "mean"; None: "last".
         allow_image_urls: whether images are fetched from http(s) URLs, of public hosts.
