@@ -18,6 +18,7 @@ from .openai.errors import render as render_openai
 from .settings import ServerContext, ServerSettings
 from .tgi import generate, info
 from .tgi.errors import render as render_tgi
+from .ui import page, stats
 
 DISTRIBUTION = "myllm-suite"
 
@@ -38,6 +39,9 @@ def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
     app.state.context = ServerContext(engine, settings, version, int(time.time()))
     for module in (system, models, completions, chat, info, generate):
         app.include_router(module.router)
+    if settings.enable_ui:
+        app.include_router(page.router)
+        app.include_router(stats.router)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_size)
     if settings.api_keys:
         app.add_middleware(ApiKeyMiddleware, keys=settings.api_keys, render=_render)

@@ -17,6 +17,7 @@ from ..async_engine import AsyncEngine
 from ..errors import InvalidRequestError
 from ..request import CompletionOutput, FinishReason, Request, RequestOutput, TokenLogprob
 from .errors import ClientDisconnectedError, invalid
+from .latency import Watch
 from .settings import ServerContext
 
 logger = logging.getLogger(__name__)
@@ -79,12 +80,13 @@ class Generation:
     before an HTTP status is sent. Close it with `aclose` in every case: that aborts what still runs.
     """
 
-    def __init__(self, engine: AsyncEngine, requests: Sequence[Request]) -> None:
+    def __init__(self, engine: AsyncEngine, requests: Sequence[Request], watch: Watch) -> None:
         self.requests = requests
         self.prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
         self.completion_tokens = 0
         self.prompt_logprobs: list[list[TokenLogprob | None] | None] = [None] * len(requests)
         self._outputs = _merge(engine, requests)
+        self._watch = watch
         self._head: list[tuple[int, RequestOutput]] = []
         self._started = time.monotonic()
         self._unfinished = len(requests)
@@ -105,7 +107,7 @@ class Generation:
         for request in requests:
             # Compiles the constraint, which takes from 1 ms to seconds.
             await until_disconnect(http, engine.prepare(request))
-        generation = cls(engine, requests)
+        generation = cls(engine, requests, context.latency.watch())
         try:
             first = await until_disconnect(http, anext(generation._outputs))
         except BaseException:
@@ -119,6 +121,7 @@ class Generation:
 
     async def __anext__(self) -> tuple[int, RequestOutput]:
         index, output = self._head.pop() if self._head else await anext(self._outputs)
+        self._watch.saw(index, output)
         self.completion_tokens += sum(len(sequence.token_ids) for sequence in output.outputs)
         self._unfinished -= output.finished
         if output.prompt_logprobs is not None:

@@ -228,6 +228,7 @@ def banner(engine: AsyncEngine, settings: ServerSettings, sock: socket.socket, v
     stats = engine.stats()
     url = _url(sock)
     page = engine.config.page_size
+    for_people = f"  Page      {url}/ui\n" if settings.enable_ui else ""
     key = ", with an API key" if settings.api_keys else ""
     warning = ""
     if not settings.api_keys and _is_open(sock):
@@ -242,6 +243,7 @@ def banner(engine: AsyncEngine, settings: ServerSettings, sock: socket.socket, v
         f"  OpenAI    {url}/v1\n"
         f"  TGI       {url}/generate\n"
         f"  API       {url}/docs\n"
+        f"{for_people}"
         f"{warning}"
         f"Stop it with Ctrl-C or `kill {os.getpid()}`.\n"
     )

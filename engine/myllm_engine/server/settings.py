@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
+from .latency import Latency
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class ServerSettings:
         max_stop_sequences: TGI's limit on the length of `stop`.
         max_top_n_tokens: TGI's limit on `top_n_tokens`.
         max_body_size: largest body of a request, in bytes.
+        enable_ui: whether there is a page at `/ui`.
 
     Raises:
         ValueError: from the constructor, for a key that no client can send and for a limit out of range.
@@ -42,6 +44,7 @@ class ServerSettings:
     max_stop_sequences: int = 4
     max_top_n_tokens: int = 5
     max_body_size: int = 8 * 2**20
+    enable_ui: bool = True
 
     def __post_init__(self) -> None:
         for number, key in enumerate(self.api_keys, start=1):
@@ -65,6 +68,7 @@ class ServerContext:
         version: of the server.
         started: seconds since the epoch.
         readers: render conversations and tokenize long texts.
+        latency: how long readers of answers have waited lately.
     """
 
     engine: AsyncEngine
@@ -72,6 +76,7 @@ class ServerContext:
     version: str
     started: int
     readers: Workers = field(default_factory=lambda: Workers("read prompts", threads=4, waiting=1000))
+    latency: Latency = field(default_factory=Latency)
 
     def close(self) -> None:
         """End the threads when they have done what they do; does not wait for them."""

@@ -128,7 +128,7 @@ class ScriptedEngine:
             yield item
 
     def stats(self) -> EngineStats:
-        return EngineStats(0, 0, 1, 1, 0, 0, 0)
+        return EngineStats(0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0)
 
     def close(self) -> None:
         pass
