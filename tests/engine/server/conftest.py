@@ -173,3 +173,9 @@ def scripted() -> Scripted:
 def said_fixture() -> Callable[..., RequestOutput]:
     """Hand `said` on: test modules cannot import from here."""
     return said
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., AbstractContextManager[Live]]:
+    """Hand `serve_engine` on: `with serve(engine, settings) as live`."""
+    return serve_engine

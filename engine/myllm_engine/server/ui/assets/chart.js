@@ -1,7 +1,7 @@
 /* A small chart of one or two lines over time, as SVG; its colours come from the style sheet. */
 
 const WIDTH = 240;
-const HEIGHT = 56;
+const HEIGHT = 42;
 const SVG = "http://www.w3.org/2000/svg";
 
 function make(tag, attributes) {
