@@ -60,9 +60,10 @@ class Page:
 
     async def until(self, expression: str) -> None:
         """Wait until an expression holds; Playwright's own way is forbidden by the page's policy."""
-        async with asyncio.timeout(20):
-            while not await self.tab.evaluate(expression):
-                await asyncio.sleep(0.02)
+        deadline = time.monotonic() + 20
+        while not await self.tab.evaluate(expression):
+            assert time.monotonic() < deadline, f"never: {expression}"
+            await asyncio.sleep(0.02)
 
     async def set(self, **fields: Any) -> None:
         """Fill in settings."""
