@@ -79,6 +79,8 @@ def test_the_wheel_holds_the_three_packages_typed(wheel):
         assert f"{package}/py.typed" in names
     assert not [name for name in names if name.startswith(("tests", "examples"))]
     assert [name for name in names if name.endswith("licenses/LICENSE")]
+    page = (ROOT / "engine" / "myllm_engine" / "server" / "ui" / "assets").iterdir()
+    assert {f"myllm_engine/server/ui/assets/{file.name}" for file in page} <= set(names)
 
 
 def test_without_extras_the_sdk_works_with_its_three_libraries(bare):
