@@ -26,7 +26,7 @@ from benchmarks._tree import Tree
 from benchmarks.engine.sides import KV_BYTES, KV_TOKENS, TORCH_ENVIRONMENT, bf16_folder, vllm_environment
 
 OURS, OUR_BF16, IN_PROCESS = "myllm", "myllm bf16", "myllm, no HTTP"
-_START_SECONDS = 300.0
+_START_SECONDS = 600.0
 _MODEL = "smollm2"
 
 
