@@ -31,9 +31,9 @@ def small(tiny_model) -> Iterator[AsyncEngine]:
 
 
 @pytest.fixture(scope="module")
-def url(small, serve) -> Iterator[str]:
+def url(small, serve_engine) -> Iterator[str]:
     """Where it is served."""
-    with serve(small) as live:
+    with serve_engine(small) as live:
         yield live.url
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from ..responses import json_response
 from ..settings import Context
@@ -14,7 +14,7 @@ router = APIRouter(tags=["System"])
 
 
 @router.get("/ui/stats", summary="Tell what the engine does at this moment")
-async def get_stats(context: Context) -> Response:
+async def get_stats(context: Context, http: Request) -> Response:
     """Return the engine's counters, the latency of late, and what is served.
 
     `seconds` is a clock of which only differences mean anything: a rate is the difference of a counter over
@@ -26,7 +26,7 @@ async def get_stats(context: Context) -> Response:
             "seconds": time.monotonic(),
             "alive": engine.error is None,
             "engine": asdict(engine.stats()),
-            "latency": context.latency.summary(),
+            "latency": http.app.state.latency.summary(),
             "server": {
                 "version": context.version,
                 "started": context.started,
