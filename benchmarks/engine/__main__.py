@@ -25,9 +25,10 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks._machine import describe
+from benchmarks._plot import draw
 from benchmarks._process import ROOT, WorkerError
 from benchmarks._rounds import print_verdicts, save
-from benchmarks.engine import plot, report
+from benchmarks.engine import report
 from benchmarks.engine.measuring import QUICK, TINY, Measuring, Settings
 from benchmarks.engine.sides import OURS, Running, SideSpec, export_bf16, running, specs
 
@@ -72,7 +73,7 @@ def main() -> None:
             arguments.save / "engine-cpu.json",
             {"machine": describe(), "quick": arguments.quick, **measured, "verdicts": verdicts},
         )
-        console.print(plot.draw(measured, arguments.save / "engine-cpu.png"))
+        console.print(draw(measured, arguments.save / "engine-cpu.png", report.PANELS))
     if arguments.check and not all(verdict["met"] for verdict in verdicts):
         sys.exit(1)
 

@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks._process import Figures
-from benchmarks._rounds import Rounds, median_ratio, medians, verdict
+from benchmarks._rounds import compared, median_ratio, medians, verdict
+from benchmarks._tables import by_size, number, table
 from benchmarks.engine.measuring import OWN_TOKENS, PREFIX_TOKENS, Settings
 from benchmarks.engine.sides import OUR_UNCACHED, OURS
 
-HIGHER_IS_BETTER = "tokens_per_second"
 LLAMA_CPP = "llama.cpp"
+PANELS = (
+    ("Tokens/s", "requests at once", ("concurrency", "curve"), "tokens_per_second"),
+    ("Time between tokens, ms", "requests at once", ("concurrency", "curve"), "between_tokens_ms"),
+    ("Time to the first token, ms", "tokens of the prompt", ("first_token",), "first_token_ms"),
+)
 
 
 def summary(rounds: dict[str, Any]) -> dict[str, Any]:
@@ -25,7 +28,7 @@ def summary(rounds: dict[str, Any]) -> dict[str, Any]:
         figures["vs_uncached"] = median_ratio(rounds["prefix"], OUR_UNCACHED, name, "next_ms")
     return {
         **{
-            metric: {str(size): _compared(taken) for size, taken in rounds[metric].items()}
+            metric: {str(size): compared(taken, OURS) for size, taken in rounds[metric].items()}
             for metric in ("concurrency", "curve", "first_token")
         },
         "prefix": prefix,
@@ -37,18 +40,6 @@ def summary(rounds: dict[str, Any]) -> dict[str, Any]:
             for size, taken in rounds["structured"].items()
         },
     }
-
-
-def _compared(taken: Rounds) -> dict[str, Figures]:
-    compared = {}
-    for name in taken[0]:
-        figures = medians(taken, name)
-        if name != OURS:
-            for field in list(figures):
-                better = (OURS, name) if field == HIGHER_IS_BETTER else (name, OURS)
-                figures[f"ahead_{field}"] = median_ratio(taken, *better, field)
-        compared[name] = figures
-    return compared
 
 
 def judge(measured: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -92,70 +83,47 @@ def show(console: Console, measured: dict[str, Any], settings: Settings) -> None
     concurrency = {size: concurrency[size] for size in sorted(concurrency, key=int)}
     how = "and how many times better myllm is"
     for title, field in (
-        (f"Tokens/s at so many requests at once ({request}), {how}", HIGHER_IS_BETTER),
+        (f"Tokens/s at so many requests at once ({request}), {how}", "tokens_per_second"),
         (f"Time between tokens, ms, {how}", "between_tokens_ms"),
         (f"Time to the first token, ms, median of the requests, {how}", "first_token_ms"),
     ):
-        console.print(_by_size(title, concurrency, field, measured["sides"]))
+        console.print(by_size(title, concurrency, field, measured["sides"]))
     console.print(
-        _by_size(
+        by_size(
             f"Time to the first token of one prompt of so many tokens, ms, {how}",
             measured["first_token"],
             "first_token_ms",
             measured["sides"],
         )
     )
-    table = _table(
+    rows = table(
         f"{PREFIX_TOKENS:,} tokens shared, {OWN_TOKENS} of its own: time to the first token, ms",
         *("first prompt", "next one", "first / next", "myllm uncached / next"),
     )
     for name, figures in measured["prefix"].items():
-        table.add_row(
+        rows.add_row(
             name,
-            *(_number(figures[field]) for field in ("first_ms", "next_ms", "ratio")),
+            *(number(figures[field]) for field in ("first_ms", "next_ms", "ratio")),
             f"{figures['vs_uncached']:.2f}×" if "vs_uncached" in figures else "–",
         )
-    console.print(table)
-    table = _table("Structured output, tokens/s", "free text", "JSON Schema", "ratio")
+    console.print(rows)
+    rows = table("Structured output, tokens/s", "free text", "JSON Schema", "ratio")
     for size, figures in measured["structured"].items():
-        table.add_row(
+        rows.add_row(
             f"{size} at once",
-            *(_number(figures[name]["tokens_per_second"]) for name in ("free", "schema")),
+            *(number(figures[name]["tokens_per_second"]) for name in ("free", "schema")),
             f"{figures['ratio']:.2f}×",
         )
-    console.print(table)
+    console.print(rows)
     parts = list(next(iter(measured["step_ms"].values()), {}))
-    table = _table("Where our decode step spends its milliseconds", *parts)
+    rows = table("Where our decode step spends its milliseconds", *parts)
     for size, figures in measured["step_ms"].items():
-        table.add_row(f"{size} at once", *(f"{figures[part]:.2f}" for part in parts))
-    console.print(table)
-    table = _table("Each side", "weights", "loading, s", "peak memory, MB", "versions")
+        rows.add_row(f"{size} at once", *(f"{figures[part]:.2f}" for part in parts))
+    console.print(rows)
+    rows = table("Each side", "weights", "loading, s", "peak memory, MB", "versions")
     for name, side in measured["sides"].items():
         versions = ", ".join(f"{package} {version}" for package, version in side["versions"].items())
-        table.add_row(
+        rows.add_row(
             name, side["weights"], f"{side['load_seconds']:.1f}", f"{side['peak_mb']:,.0f}", versions
         )
-    console.print(table)
-
-
-def _by_size(title: str, sizes: dict[str, dict[str, Figures]], field: str, sides: dict[str, Any]) -> Table:
-    table = _table(title, *sizes)
-    for name in next(iter(sizes.values())):
-        cells = []
-        for figures in sizes.values():
-            ahead = figures[name].get(f"ahead_{field}")
-            cells.append(_number(figures[name][field]) + ("" if ahead is None else f" {ahead:5.2f}×"))
-        table.add_row(f"{name} ({sides[name]['weights']})", *cells)
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    console.print(rows)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 
 from benchmarks import peers
 from benchmarks._process import Ask, WorkerError, asker, python
+from benchmarks._tree import Tree
 
 THREADS = psutil.cpu_count(logical=False) or 1
 KV_TOKENS = 48 * 1024  # what every KV cache holds: a little over 1 GB
+KV_BYTES = KV_TOKENS * 30 * 2 * 3 * 64 * 2  # SmolLM2-135M's layers, keys and values, heads, width, bytes
+# Waiting threads that spin cost a static batch as much as ours as soon as anything else runs.
+TORCH_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(THREADS)}
 OURS, OUR_BF16, OUR_UNCACHED = "myllm", "myllm bf16", "myllm uncached"
 
 
@@ -52,26 +57,23 @@ class SideSpec:
 def specs() -> dict[str, SideSpec]:
     """Return all sides by name, ours first."""
     gguf, bf16 = str(bundled_gguf()), str(bf16_folder())
-    kv_bytes = KV_TOKENS * 30 * 2 * 3 * 64 * 2  # SmolLM2-135M's layers, keys and values, heads, width, bytes
-    ours = {"kv_cache_memory": kv_bytes, "max_num_seqs": 64}
-    # Waiting threads that spin cost a static batch as much as ours as soon as anything else runs.
-    torch_environment = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(THREADS)}
+    ours = {"kv_cache_memory": KV_BYTES, "max_num_seqs": 64}
     kind = "benchmarks.engine.side_"
     return {
         OURS: SideSpec(
-            kind + "myllm:MyLLM", "Q4_1", options=ours, environment=torch_environment, prefix_cache=True
+            kind + "myllm:MyLLM", "Q4_1", options=ours, environment=TORCH_ENVIRONMENT, prefix_cache=True
         ),
         OUR_BF16: SideSpec(
             kind + "myllm:MyLLM",
             "bf16",
             options={**ours, "dtype": "bfloat16", "quantization": "none"},
-            environment=torch_environment,
+            environment=TORCH_ENVIRONMENT,
         ),
         OUR_UNCACHED: SideSpec(
             kind + "myllm:MyLLM",
             "Q4_1",
             options={**ours, "enable_prefix_caching": False},
-            environment=torch_environment,
+            environment=TORCH_ENVIRONMENT,
             prefix_cache=True,
             prefix_only=True,
         ),
@@ -84,22 +86,22 @@ def specs() -> dict[str, SideSpec]:
         "vllm": SideSpec(
             kind + "vllm:VLLM",
             "bf16",
-            options={"model": bf16, "max_num_seqs": 64, "kv_cache_memory_bytes": kv_bytes},
+            options={"model": bf16, "max_num_seqs": 64, "kv_cache_memory_bytes": KV_BYTES},
             peer="vllm",
-            environment=_vllm_environment(),
+            environment=vllm_environment(),
             prefix_cache=True,
         ),
         "transformers": SideSpec(
             kind + "transformers:Generate",
             "bf16",
             options={"model": bf16, "threads": THREADS},
-            environment=torch_environment,
+            environment=TORCH_ENVIRONMENT,
         ),
         "transformers CB": SideSpec(
             kind + "transformers:ContinuousBatching",
             "bf16",
             options={"model": bf16, "threads": THREADS, "kv_tokens": KV_TOKENS},
-            environment=torch_environment,
+            environment=TORCH_ENVIRONMENT,
             prefix_cache=True,
         ),
     }
@@ -121,16 +123,17 @@ def bf16_folder() -> Path:
 
 def export_bf16() -> None:
     """Write the model for the sides that do not read GGUF, unless that is done."""
-    if bf16_folder().exists():
+    if (bf16_folder() / "tokenizer.json").exists():
         return
     partial = bf16_folder().with_suffix(".partial")
     with python("-m", "benchmarks.engine.export", str(bundled_gguf()), str(partial)) as process:
         if process.wait():
             raise SystemExit("The model could not be exported; the reason is above.")
+    shutil.rmtree(bf16_folder(), ignore_errors=True)
     partial.rename(bf16_folder())
 
 
-def _vllm_environment() -> dict[str, str]:
+def vllm_environment() -> dict[str, str]:
     """Follow vLLM's guide for CPUs: Intel's OpenMP, which it installs, and tcmalloc if the system has it."""
     libraries = [peers.folder() / "vllm" / "lib" / "libiomp5.so"]
     libraries += Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4")
@@ -143,39 +146,11 @@ def _vllm_environment() -> dict[str, str]:
 
 
 @dataclass
-class Running:
+class Running(Tree):
     """A side's process: ask it, and look at it from outside."""
 
     spec: SideSpec
     ask: Ask
-    process: psutil.Process
-    words: IO[str]
-
-    @contextmanager
-    def awake(self) -> Iterator[None]:
-        """Let it and its children run meanwhile, and stop them afterwards: a peer's idle threads may spin."""
-        for each in self._tree():
-            each.resume()
-        yield
-        for each in self._tree():
-            each.suspend()
-
-    def peak_mb(self) -> float:
-        """Return the largest resident size that it and its children have had, on Linux."""
-        return sum(_peak_kb(each.pid) for each in self._tree()) * 1024 / 1e6
-
-    def last_words(self) -> str:
-        """Return the end of what it printed."""
-        self.words.seek(0)
-        return "\n".join(self.words.read().splitlines()[-25:])
-
-    def _tree(self) -> list[psutil.Process]:
-        return [self.process, *self.process.children(recursive=True)]
-
-
-def _peak_kb(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 @contextmanager
@@ -189,7 +164,7 @@ def running(name: str, spec: SideSpec, say: Callable[[str], None]) -> Iterator[R
             environment=spec.environment,
             stderr=words,
         ) as process:
-            side = Running(spec, asker(name, process), psutil.Process(process.pid), words)
+            side = Running(psutil.Process(process.pid), words, spec, asker(name, process))
             try:
                 yield side
             except WorkerError as error:
@@ -197,5 +172,4 @@ def running(name: str, spec: SideSpec, say: Callable[[str], None]) -> Iterator[R
                     say(side.last_words())
                 raise
             finally:
-                for child in side.process.children(recursive=True):
-                    child.kill()
+                side.kill_children()

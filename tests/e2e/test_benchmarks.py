@@ -12,6 +12,7 @@ import pytest
 import torch
 from benchmarks import client, peers
 from benchmarks.engine import report
+from benchmarks.server import report as server_report
 from transformers import AutoConfig, AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[2]
@@ -203,6 +204,68 @@ def test_how_far_ahead_the_engine_is_and_its_verdicts():
         "structured output at 8 at once, × free text": (0.85, False),
         "a step's ms outside matrix products and attention, at 1 at once": (1.5, True),
     }
+
+
+def test_the_server_benchmark_measures_all_it_names(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.server", "--tiny", "--only", "--save", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((tmp_path / "server-cpu.json").read_text())
+    assert {"processor", "cores", "python"} <= set(measured["machine"])
+    assert set(measured["sides"]) == {"myllm", "myllm, no HTTP"}
+    for side in measured["sides"].values():
+        assert side["peak_mb"] > 300  # it holds a model
+        assert side["version"]
+    assert set(measured["streams"]) == set(measured["http_share"]) == {"1", "2"}
+    for size in measured["streams"].values():
+        for figures in size.values():
+            assert figures["tokens_per_second"] == pytest.approx(4 * figures["requests_per_second"], rel=0.01)
+            assert 0 < figures["first_token_ms"] <= figures["last_first_token_ms"]
+            assert figures["between_tokens_ms"] > 0
+    # Without peers and without 32 streams nothing can be judged.
+    assert measured["verdicts"] == []
+    assert "HTTP's share" in done.stdout
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    assert (tmp_path / "server-cpu.png").exists() == drawn
+
+
+def test_how_far_ahead_the_server_is_and_its_verdicts():
+    def figures(speed):
+        return {
+            "requests_per_second": speed,
+            "tokens_per_second": speed * 64,
+            "first_token_ms": 600 / speed,
+            "between_tokens_ms": 60 / speed,
+        }
+
+    sides = {
+        "myllm": 54.0,
+        "myllm bf16": 40.0,
+        "myllm, no HTTP": 60.0,
+        "vllm": 20.0,
+        "transformers serve": 76.0,
+    }
+    rounds = [{name: figures(speed * pace) for name, speed in sides.items()} for pace in (1, 2)]
+    measured = server_report.summary({8: rounds, 32: rounds})
+    assert measured["http_share"] == pytest.approx({"8": 0.1, "32": 0.1})
+    assert measured["streams"]["8"]["vllm"]["requests_per_second"] == 30  # the median of 20 and 40
+    assert measured["streams"]["8"]["vllm"]["ahead_first_token_ms"] == pytest.approx(54 / 20)
+    verdicts = list(server_report.judge(measured))
+    assert [verdict["target"].partition(":")[0] for verdict in verdicts] == [
+        "HTTP's share of the time at 32 streams, %",
+        *(
+            f"{what} at {size} streams, × transformers serve, the nearest peer"
+            for size in (8, 32)
+            for what in ("requests/s", "time to the first token", "time between tokens")
+        ),
+    ]
+    assert [verdict["met"] for verdict in verdicts] == [False] * 7
+    assert [verdict["figure"] for verdict in verdicts] == pytest.approx([10] + [54 / 76] * 6)
 
 
 def test_a_peer_counts_as_installed_only_in_the_version_wanted(tmp_path, monkeypatch):

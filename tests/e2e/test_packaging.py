@@ -80,6 +80,8 @@ def test_the_wheel_holds_the_three_packages_typed(wheel):
     assert not [name for name in names if name.startswith(("tests", "examples"))]
     assert "myllm_engine/templates/llama2.jinja" in names
     assert [name for name in names if name.endswith("licenses/LICENSE")]
+    page = (ROOT / "engine" / "myllm_engine" / "server" / "ui" / "assets").iterdir()
+    assert {f"myllm_engine/server/ui/assets/{file.name}" for file in page} <= set(names)
 
 
 def test_without_extras_the_sdk_works_with_its_three_libraries(bare):

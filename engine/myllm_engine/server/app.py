@@ -21,6 +21,8 @@ from .sampling_defaults import sampling_defaults
 from .settings import ServerContext, ServerSettings
 from .tgi import generate, info
 from .tgi.errors import render as render_tgi
+from .ui import page, stats
+from .ui.latency import Latency
 
 DISTRIBUTION = "myllm-suite"
 
@@ -53,6 +55,11 @@ def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
         *_TGI,
     ):
         app.include_router(module.router)
+    if settings.http.enable_ui:
+        app.state.latency = Latency()
+        context.observe(app.state.latency)
+        app.include_router(page.router)
+        app.include_router(stats.router)
     add_layers(app, context, _render)
 
     @app.exception_handler(HTTPException)

@@ -12,9 +12,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .errors import Kind, Problem
 from .exchange import current
 from .paths import route_path
+from .ui import page
 
-# What a load balancer or a browser must reach without a key: liveness and the API's description.
-OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/docs", "/redoc", "/openapi.json"})
+# What a load balancer or a browser must reach without a key: liveness, the API's description, and the page,
+# whose data needs a key.
+OPEN_PATHS = page.PATHS | {"/health", "/ping", "/version", "/docs", "/redoc", "/openapi.json"}
 
 
 class ApiKeyMiddleware:

@@ -222,6 +222,7 @@ def banner(
     stats = engine.stats()
     base = url(sock, scheme=scheme) + settings.http.root_path
     page = engine.config.page_size
+    for_people = f"  Page      {base}/ui\n" if settings.http.enable_ui else ""
     key = ", with an API key" if settings.api_keys else ""
     warning = ""
     if not settings.api_keys and is_open(sock):
@@ -236,6 +237,7 @@ def banner(
         f"  OpenAI    {base}/v1\n"
         f"  TGI       {base}/generate\n"
         f"  API       {base}{'/docs' if settings.http.enable_docs else '/v1/models'}\n"
+        f"{for_people}"
         f"{warning}"
         f"Stop it with Ctrl-C or `kill {os.getpid()}`.\n"
     )

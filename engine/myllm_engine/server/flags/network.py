@@ -62,6 +62,7 @@ class NetworkFlags:
     ] = None
     enable_ui: Annotated[bool, flag("Serve the page /ui: a chat, and a live view of the engine.")] = True
     disable_fastapi_docs: Annotated[bool, flag("Serve no /docs, /redoc and /openapi.json.")] = False
+    disable_ui: Annotated[bool, flag("Serve no page for people at /ui.")] = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""How cost grows, as a picture: over the requests at once, and over the prompt's length."""
+"""How cost grows, as a picture."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-PANELS = (
-    ("Tokens/s", "requests at once", ("concurrency", "curve"), "tokens_per_second"),
-    ("Time between tokens, ms", "requests at once", ("concurrency", "curve"), "between_tokens_ms"),
-    ("Time to the first token, ms", "tokens of the prompt", ("first_token",), "first_token_ms"),
-)
+Panels = tuple[tuple[str, str, tuple[str, ...], str], ...]
 
 
-def draw(measured: dict[str, Any], file: Path) -> str:
-    """Write the plot, if matplotlib is there, and say what was done."""
+def draw(measured: dict[str, Any], file: Path, panels: Panels) -> str:
+    """Write the plot, if matplotlib is there, and say what was done.
+
+    A panel is its title, the name of what grows, the measurements whose sizes it shows, and the figure.
+    """
     if importlib.util.find_spec("matplotlib") is None:
         return "No plot was drawn, which takes matplotlib: pip install 'myllm-suite[bench]'"
     import matplotlib
@@ -24,8 +23,8 @@ def draw(measured: dict[str, Any], file: Path) -> str:
     from matplotlib import pyplot, ticker
 
     plain = ticker.FuncFormatter(lambda value, _: f"{value:g}")
-    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(13, 4.2), layout="constrained")
-    for axis, (title, across, metrics, field) in zip(axes, PANELS, strict=True):
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(13, 4.2), layout="constrained")
+    for axis, (title, across, metrics, field) in zip(axes, panels, strict=True):
         sizes = {int(size): each for metric in metrics for size, each in measured[metric].items()}
         for place, name in enumerate(next(iter(sizes.values()))):
             line = [(size, sizes[size][name][field]) for size in sorted(sizes)]

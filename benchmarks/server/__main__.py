@@ -1,0 +1,187 @@
+"""The server against its peers over HTTP, on the bundled model, all in one run.
+
+    python -m benchmarks.server [--quick] [--only vllm …] [--save [FOLDER]] [--check]
+
+So many streams at once ask for completions, each again as soon as it is answered. Each server has a process
+of its own and the same threads, and is stopped while the others are measured; they take turns, in the
+opposite order every other round. Figures are medians over the rounds, and ratios medians of each round's
+ratio: on a shared machine only ratios of one run mean anything. What HTTP costs is seen beside our engine
+under the same load in a process without it. vLLM comes with `python -m benchmarks.peers install vllm`, and
+is left out while it is absent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks._machine import describe
+from benchmarks._plot import draw
+from benchmarks._process import ROOT, Figures, WorkerError
+from benchmarks._rounds import print_verdicts, save, take_turns
+from benchmarks.engine.sides import bf16_folder, export_bf16
+from benchmarks.server import report
+from benchmarks.server.sides import IN_PROCESS, OURS, ServerSpec, Side, driver, running, specs, version
+
+RESULTS = ROOT / "benchmarks" / "results"
+_ALWAYS = (OURS, IN_PROCESS)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how often.
+
+    Attributes:
+        prompt_characters, new_tokens: of a request; English has a little over four characters a token.
+        streams: requests at once.
+        rounds: of each number of streams.
+        repeats: requests of each stream; a single one asks twice as often.
+    """
+
+    prompt_characters: int = 400
+    new_tokens: int = 64
+    streams: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    rounds: int = 2
+    repeats: int = 2
+
+
+QUICK = Settings(new_tokens=32, streams=(1, 8, 32), rounds=1)
+TINY = Settings(prompt_characters=60, new_tokens=4, streams=(1, 2), rounds=1, repeats=1)
+
+
+def main() -> None:
+    """Measure, print tables and verdicts, and save figures and plot if asked to."""
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # the sides are stopped: nobody else would end them
+    sides = specs()
+    optional = [name for name in sides if name not in _ALWAYS]
+    arguments = _arguments(optional)
+    settings = QUICK if arguments.quick else TINY if arguments.tiny else Settings()
+    console = Console()
+    console.width = max(console.width, 110)
+    chosen = {}
+    for name, spec in sides.items():
+        if name not in (*_ALWAYS, *arguments.only):
+            continue
+        if spec.executable is None:
+            console.print(
+                f"{name} is not installed, and left out: python -m benchmarks.peers install {spec.peer}"
+            )
+        else:
+            chosen[name] = spec
+    start = time.monotonic()
+    with console.status("Starting …") as status:
+        try:
+            measured = run(settings, chosen, status.update, partial(console.print, markup=False))
+        except WorkerError as error:
+            raise SystemExit(f"{error}; its own words are above.") from None
+    verdicts = list(report.judge(measured))
+    request = f"{settings.prompt_characters} characters in, {settings.new_tokens} tokens out"
+    report.show(console, measured, request)
+    print_verdicts(console, verdicts)
+    console.print(f"The whole run: {time.monotonic() - start:.0f} s.")
+    if arguments.save:
+        arguments.save.mkdir(parents=True, exist_ok=True)
+        save(
+            arguments.save / "server-cpu.json",
+            {"machine": describe(), "quick": arguments.quick, **measured, "verdicts": verdicts},
+        )
+        console.print(draw(measured, arguments.save / "server-cpu.png", report.PANELS))
+    if arguments.check and not all(verdict["met"] for verdict in verdicts):
+        sys.exit(1)
+
+
+def _arguments(names: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="two minutes in place of a quarter of an hour")
+    size.add_argument(
+        "--tiny", action="store_true", help="seconds: shows that it works, and measures nothing"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        choices=names,
+        default=names,
+        metavar="SIDE",
+        help=f"beside myllm; of {', '.join(names)}",
+    )
+    parser.add_argument(
+        "--save",
+        type=Path,
+        nargs="?",
+        const=RESULTS,
+        metavar="FOLDER",
+        help="write the figures and the plot (to benchmarks/results)",
+    )
+    parser.add_argument("--check", action="store_true", help="exit with 1 unless every target is met")
+    return parser.parse_args()
+
+
+def run(
+    settings: Settings,
+    chosen: dict[str, ServerSpec],
+    say: Callable[[str], None],
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """Start the sides and measure all there is.
+
+    `say` gets what goes on, `tell` the last words of a side that fails.
+    """
+    if any(str(bf16_folder()) in spec.command for spec in chosen.values()):
+        say("Exporting the model …")
+        export_bf16()
+    with ExitStack() as stack:
+        load = stack.enter_context(driver())
+        sides: dict[str, Side] = {}
+        described: dict[str, dict[str, Any]] = {}
+        for name, spec in chosen.items():
+            say(f"Starting {name} …")
+            start = time.monotonic()
+            side = sides[name] = stack.enter_context(running(name, spec, tell))
+            seconds = time.monotonic() - start
+            load.drive(side, 2, _prompts(settings, 4, "warm"), settings.new_tokens)
+            described[name] = {"weights": spec.weights, "start_seconds": seconds, "version": version(spec)}
+
+        def measure(streams: int, name: str, number: int) -> Figures:
+            count = streams * settings.repeats * (2 if streams == 1 else 1)
+            # Each side has the same prompts, new ones every round: none finds them in its prefix cache.
+            prompts = _prompts(settings, count, streams, number)
+            return load.drive(sides[name], streams, prompts, settings.new_tokens)
+
+        rounds = {
+            streams: take_turns(
+                f"{streams} streams", list(sides), settings.rounds, partial(measure, streams), say
+            )
+            for streams in settings.streams
+        }
+        for name, side in sides.items():
+            described[name]["peak_mb"] = side.peak_mb()
+    return {"sides": described, **report.summary(rounds)}
+
+
+def _prompts(settings: Settings, count: int, *key: object) -> list[str]:
+    """Return pieces of English prose that come with Python: the same for the same key."""
+    corpus = "\n".join(topics.values())
+    length = settings.prompt_characters
+    starts = random.Random(repr(key)).sample(range(len(corpus) - length), count)
+    return [corpus[start : start + length] for start in starts]
+
+
+if __name__ == "__main__":
+    main()
