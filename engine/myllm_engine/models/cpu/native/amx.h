@@ -9,7 +9,8 @@
 
 #include "vectors.h"
 
-#if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__linux__)
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__AVX512BW__) &&         \
+    defined(__linux__)
 #define HAS_TILES 1
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -37,8 +38,8 @@ static void tiles_request(void) {
 enum { NO_SHAPE, PAIRS, BYTES };
 static _Thread_local int tiles_shaped;
 
-/* Set the calling thread's tiles up, until `tiles_end`: all of 16 rows of 64 bytes, but for BYTES with half an input in
- * tile 6 and half of the weights in tile 7. */
+/* Set the calling thread's tiles up, until `tiles_end`: all of 16 rows of 64 bytes, but for BYTES tile 6 holds 16
+ * rows of 32 and tile 7 8 rows. */
 static void tiles_shape(int kind) {
     struct {
         uint8_t palette, start_row, reserved[14];
@@ -80,7 +81,8 @@ INLINE void store_floats(uint16_t *to, f32x16 first, f32x16 second) {
 INLINE void store_codes_tiled(uint16_t *to, i32x16 first, i32x16 second) {
     __m512i order = _mm512_loadu_si512(TILE_ORDER);
     i32x16 low = (first + 128) & ~255, high = (second + 128) & ~255;
-    __m512i upper = as_bf16(to_float(low), to_float(high)), lower = as_bf16(to_float(first - low), to_float(second - high));
+    __m512i upper = as_bf16(to_float(low), to_float(high));
+    __m512i lower = as_bf16(to_float(first - low), to_float(second - high));
     _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, upper));
     _mm512_storeu_si512(to + 32, _mm512_permutexvar_epi16(order, lower));
 }
