@@ -32,8 +32,9 @@ _MAX_HEAD_DIM = 256  # MAX_HEAD_DIM in native/attention.h
 class NativeModel:
     """Hold a model's weights as the native library wants them, and run it over batches.
 
-    Low-bit weights are multiplied with activations rounded to 16 bits, which costs nothing that shows: the
-    results are those of the dequantised weights, to about 1e-5. (A cache in bfloat16 costs more.)
+    Low-bit weights, and bfloat16 ones where the CPU has matrix tiles (AMX), are multiplied with activations
+    rounded to 16 bits, which costs nothing that shows: the results are those of the dequantised weights, to
+    about 1e-5. (A cache in bfloat16 costs more.)
 
     Keys and values lie in the memory of a `KVCache`, but inside a page in an order of their own:
     keys `[kv_heads, dim, page_size]`, values `[kv_heads, page_size, dim]`.

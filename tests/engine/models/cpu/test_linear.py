@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from ctypes import byref
 
 import gguf
@@ -12,7 +13,7 @@ from gguf.quants import dequantize, quantize
 from myllm_engine.models.cpu.library import Format, Linear, Source
 
 SHAPES = [(16, 32), (40, 96), (203, 72), (64, 577)]
-TOKENS = [1, 2, 3, 7, 9, 16, 21, 40]
+TOKENS = [1, 2, 3, 7, 9, 16, 21, 32, 33, 40, 70, 131]  # beyond 32 and 128 other kernels take over
 KINDS = {
     Source.Q4_0: (gguf.GGMLQuantizationType.Q4_0, Format.Q4),
     Source.Q4_1: (gguf.GGMLQuantizationType.Q4_1, Format.Q4),
@@ -51,6 +52,21 @@ def rounded(x: np.ndarray) -> np.ndarray:
     scale = np.abs(padded).max(axis=-1, keepdims=True) / (127 * 256)
     codes = np.rint(padded / np.where(scale > 0, scale, 1))
     return (codes * scale).reshape(len(x), -1)[:, : x.shape[1]]
+
+
+@pytest.fixture(scope="module")
+def plain(library):
+    """Return the library compiled without matrix tiles."""
+    from myllm_engine.models.cpu import build
+
+    with pytest.MonkeyPatch.context() as patch:
+        if build.platform.machine() not in ("x86_64", "AMD64"):
+            pytest.skip("no tiles here")
+        patch.setenv("MYLLM_CPU_FLAGS", "-march=native -mno-amx-tile -mno-amx-int8 -mno-amx-bf16")
+        other = ctypes.CDLL(str(build.build_library()))
+    for name in ("linear_pack", "linear_free", "linear_row", "linear_multiply"):
+        getattr(other, name).argtypes = getattr(library, name).argtypes
+    return other
 
 
 def random(shape, seed=0) -> np.ndarray:
@@ -96,8 +112,8 @@ def test_floats_are_packed_within_the_formats_error(library, format, rows, cols)
     library.linear_free(byref(linear))
 
 
-@pytest.mark.parametrize("tokens", [1, 5, 16])
-@pytest.mark.parametrize("format", [Format.Q8, Format.Q4])
+@pytest.mark.parametrize("tokens", [1, 5, 16, 40])
+@pytest.mark.parametrize("format", [Format.BF16, Format.Q8, Format.Q4])
 def test_rounding_the_input_costs_nearly_nothing(library, format, tokens):
     """Against the input unrounded; 8 bits would give 5e-3."""
     linear = pack(library, random((64, 576)), format, Source.FLOAT, 576)
@@ -111,10 +127,10 @@ def test_rounding_the_input_costs_nearly_nothing(library, format, tokens):
 @pytest.mark.parametrize("format", Format)
 def test_a_tokens_result_does_not_depend_on_the_batch(library, format):
     linear = pack(library, random((48, 160)), format, Source.FLOAT, 160)
-    x = random((40, 160), 1)
-    together = multiply(library, linear, x)
+    x = random((140, 160), 1)
     alone = np.concatenate([multiply(library, linear, row[None]) for row in x])
-    assert (together == alone).all()
+    for tokens in (5, 16, 32, 40, 140):
+        assert (multiply(library, linear, x[:tokens]) == alone[:tokens]).all()
     library.linear_free(byref(linear))
 
 
@@ -124,9 +140,9 @@ def test_products_at_the_edges_of_the_integers(library, format):
     linear = pack(library, weights, format, Source.FLOAT, 64)
     exact = rows_of(library, linear).astype(np.float64)
     for x in (
-        np.full((17, 64), 1e4),
-        np.full((17, 64), -1e4),
-        np.full((17, 64), 1e30),
+        np.full((37, 64), 1e4),
+        np.full((37, 64), -1e4),
+        np.full((37, 64), 1e30),
         np.zeros((17, 64)),
         1e4 * np.sign(weights[:1]),
     ):
@@ -135,11 +151,39 @@ def test_products_at_the_edges_of_the_integers(library, format):
     library.linear_free(byref(linear))
 
 
-@pytest.mark.parametrize("format", [Format.Q8, Format.Q4])
+@pytest.mark.parametrize("format", Format)
 @pytest.mark.parametrize("size", [1e-30, 1e-36, 1e-44])
 def test_tiny_inputs_give_tiny_numbers(library, format, size):
     linear = pack(library, random((16, 64)), format, Source.FLOAT, 64)
-    x = (random((17, 64), 1) * size).astype(np.float32)
+    x = (random((37, 64), 1) * size).astype(np.float32)
     exact = x @ rows_of(library, linear).astype(np.float64).T
     np.testing.assert_allclose(multiply(library, linear, x), exact, rtol=0, atol=1e-3 * 1e-30 + 1e-3 * size)
     library.linear_free(byref(linear))
+
+
+@pytest.mark.parametrize("format", Format)
+@pytest.mark.parametrize(("rows", "cols"), [(16, 32), (72, 290)])
+def test_every_number_of_tokens(library, format, rows, cols):
+    linear = pack(library, random((rows, cols)), format, Source.FLOAT, cols)
+    read = rows_of(library, linear).astype(np.float64)
+    x = random((70, cols), 1)
+    used = rounded(x) if format >= Format.Q8 else x.astype(np.float64)
+    for tokens in range(1, 71):
+        result = multiply(library, linear, x[:tokens])
+        np.testing.assert_allclose(result, used[:tokens] @ read.T, rtol=1e-5, atol=8e-4)
+    library.linear_free(byref(linear))
+
+
+@pytest.mark.parametrize("format", Format)
+def test_without_matrix_tiles_results_are_the_same(library, plain, format):
+    """To the bit where codes are multiplied; dense weights differ by the rounding of the input."""
+    weights, x = random((40, 290)), random((140, 290), 1)
+    linear, other = (pack(each, weights, format, Source.FLOAT, 290) for each in (library, plain))
+    for tokens in (1, 7, 16, 40, 140):
+        ours, theirs = multiply(library, linear, x[:tokens]), multiply(plain, other, x[:tokens])
+        if format is Format.BF16:
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=8e-4)
+        else:
+            assert (ours == theirs).all()
+    library.linear_free(byref(linear))
+    plain.linear_free(byref(other))

@@ -9,7 +9,8 @@
 
 #include "vectors.h"
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__linux__)
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__AVX512BW__) &&         \
+    defined(__linux__)
 #define HAS_TILES 1
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -31,19 +32,30 @@ static void tiles_request(void) {
 #define TILE_DOT(sums, input, weights)                                                                         \
     __asm__ volatile("tdpbf16ps %%tmm" #weights ", %%tmm" #input ", %%tmm" #sums ::)
 
-/* Set the calling thread's tiles up, all of 16 rows of 64 bytes; until `tiles_end`. */
-static void tiles_begin(void) {
+#define TILE_DOT_BYTES(sums, input, weights)                                                                   \
+    __asm__ volatile("tdpbssd %%tmm" #weights ", %%tmm" #input ", %%tmm" #sums ::)
+
+enum { NO_SHAPE, PAIRS, BYTES };
+static _Thread_local int tiles_shaped;
+
+/* Set the calling thread's tiles up, until `tiles_end`: all of 16 rows of 64 bytes, but for BYTES tile 6 holds 16
+ * rows of 32 and tile 7 8 rows. */
+static void tiles_shape(int kind) {
     struct {
         uint8_t palette, start_row, reserved[14];
         uint16_t row_bytes[16];
         uint8_t rows[16];
     } shape = {.palette = 1};
+    if (kind == tiles_shaped) return;
     for (int i = 0; i < 8; i++) shape.row_bytes[i] = 64, shape.rows[i] = 16;
-    if (tiles_allowed) __asm__ volatile("ldtilecfg %0" ::"m"(shape) : "memory");
+    if (kind == BYTES) shape.row_bytes[6] = 32, shape.rows[7] = 8;
+    __asm__ volatile("ldtilecfg %0" ::"m"(shape) : "memory");
+    tiles_shaped = kind;
 }
 
 static void tiles_end(void) {
-    if (tiles_allowed) __asm__ volatile("tilerelease" ::);
+    if (tiles_shaped != NO_SHAPE) __asm__ volatile("tilerelease" ::);
+    tiles_shaped = NO_SHAPE;
 }
 
 /* The columns of a block in the order in which `expand_q4` finds their codes. */
@@ -69,7 +81,8 @@ INLINE void store_floats(uint16_t *to, f32x16 first, f32x16 second) {
 INLINE void store_codes_tiled(uint16_t *to, i32x16 first, i32x16 second) {
     __m512i order = _mm512_loadu_si512(TILE_ORDER);
     i32x16 low = (first + 128) & ~255, high = (second + 128) & ~255;
-    __m512i upper = as_bf16(to_float(low), to_float(high)), lower = as_bf16(to_float(first - low), to_float(second - high));
+    __m512i upper = as_bf16(to_float(low), to_float(high));
+    __m512i lower = as_bf16(to_float(first - low), to_float(second - high));
     _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, upper));
     _mm512_storeu_si512(to + 32, _mm512_permutexvar_epi16(order, lower));
 }
@@ -109,7 +122,6 @@ INLINE void expand_q8(const uint8_t *codes, uint16_t *to) {
 #define HAS_TILES 0
 #define tiles_allowed 0
 static void tiles_request(void) {}
-static void tiles_begin(void) {}
 static void tiles_end(void) {}
 #endif
 #endif

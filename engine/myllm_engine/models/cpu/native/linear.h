@@ -32,7 +32,7 @@
 #define TILE 4
 #endif
 
-#define MIN_TOKENS_FOR_TILES 6 /* a tile of fewer takes as long as a full one */
+#define MIN_TOKENS_FOR_PAIRS 33 /* that pay for the expansion of codes to bfloat16 */
 
 #define CODE_BYTES (2 * BLOCK) /* of a block of a token: 32 upper halves, then 32 lower */
 #define MOST_CODE (127 * 256)  /* both halves are signed: code = 256 * upper + lower */
@@ -195,10 +195,10 @@ INLINE void store_codes(int8_t *upper, i32x16 codes) {
     *(i8x16_any *)(upper + BLOCK) = __builtin_convertvector(codes - (above << 8), i8x16);
 }
 
-/* Whether products of `tokens` tokens use matrix tiles. With few, codes are better multiplied as bytes, for the same
- * result; with BF16 the result is another one, and all must take the same way. */
+/* Whether products of `tokens` tokens use matrix tiles of bfloat16. With few, codes are better multiplied as bytes,
+ * for the same result; with BF16 the result is another one, and all must take the same way. */
 INLINE int uses_tiles(int format, int tokens) {
-    return tiles_allowed && format != F32 && (format == BF16 || tokens >= MIN_TOKENS_FOR_TILES);
+    return tiles_allowed && format != F32 && (format == BF16 || tokens >= MIN_TOKENS_FOR_PAIRS);
 }
 
 /* Round 32 floats to 16 bits; all to 0 where the largest is so small that the scale's inverse is no float. */

@@ -355,7 +355,6 @@ static void forward(void *argument, int thread) {
     const Input *own_normed = &model->own_normed[thread], *own_heads = &model->own_heads[thread];
     int tokens = model->step->num_tokens;
     if (thread == 0) clock_gettime(CLOCK_MONOTONIC, &model->mark);
-    tiles_begin();
     embed(model, thread);
     for (int i = 0; i < config->num_layers; i++) {
         const Layer *layer = &config->layers[i];
@@ -465,7 +464,6 @@ int linear_multiply(const Linear *linear, const float *x, int tokens, float *to)
     int groups = linear_groups(linear);
     if (input_allocate(&input, tokens, linear_blocks(linear)) != 0) return -1;
     tiles_request();
-    tiles_begin();
     for (int t = 0; t < tokens; t++) prepare(&input, linear, tokens, t, x + (size_t)t * linear->cols, 1, NULL);
     for (int t0 = 0; t0 < tokens; t0 += CHUNK)
         for (int first = 0; first < groups; first += GROUPS) {
