@@ -201,9 +201,13 @@ def test_the_model_may_answer_with_text(hermes, client):
     assert choice.finish_reason == "length"
 
 
-def test_text_beside_tools_keeps_to_the_response_format(hermes):
-    form = {"type": "json_schema", "json_schema": {"name": "p", "schema": Person.model_json_schema()}}
-    choice = create(hermes, response_format=form).choices[0]
+def test_text_beside_tools_keeps_to_the_response_format(hermes, engine):
+    schema = {**Person.model_json_schema(), "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "p", "schema": schema}}
+    # Without what begins a call, text is left.
+    tokenizer = engine.tokenizer
+    begins = [i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i).startswith(b"<")]
+    choice = create(hermes, response_format=form, logit_bias=dict.fromkeys(begins, -100)).choices[0]
     assert choice.message.tool_calls is None
     Person.model_validate_json(choice.message.content)
     only = create(hermes, response_format=form, tool_choice=NAMED).choices[0]
