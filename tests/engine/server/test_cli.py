@@ -196,7 +196,7 @@ def test_serve_on_an_inherited_socket_until_sigterm():
             assert process.wait(15) == 0
             assert 0.9 < time.monotonic() - started < 8
     log = "".join(lines)
-    assert re.search(r"request aborted request_id=cmpl-\w+-0 prompts=1 prompt_tokens=2 ", log)
+    assert re.search(r"request aborted request_id=cmpl-\w+-0-\w+ prompts=1 prompt_tokens=2 ", log)
     assert "Secret words" not in log
     assert "two" not in log
     assert "Traceback" not in log
