@@ -196,7 +196,7 @@ def test_serve_on_an_inherited_socket_until_sigterm():
             assert process.wait(15) == 0
             assert 0.9 < time.monotonic() - started < 8
     log = "".join(lines)
-    assert re.search(r"request aborted request_id=cmpl-\w+-0 prompts=1 prompt_tokens=2 ", log)
+    assert re.search(r"request aborted request_id=cmpl-\w+-0-\w+ prompts=1 prompt_tokens=2 ", log)
     assert "Secret words" not in log
     assert "two" not in log
     assert "Traceback" not in log
@@ -287,7 +287,7 @@ def test_neither_a_thread_that_hangs_nor_a_dead_engine_keeps_the_server_from_end
                 tokenizer=SimpleNamespace(encode=lambda text, **_: [1]),
                 stats=lambda: SimpleNamespace(kv_pages_total=2),
                 prepare=lambda request: workers.run(time.sleep, 600),
-                generation_config=dict(), add_observer=lambda observer: None, remove_observer=lambda observer: None,
+                generation_config=dict(), loras=dict(), add_observer=lambda observer: None, remove_observer=lambda observer: None,
                 close=lambda: time.sleep(600),
             )
             run._load = lambda config: engine
