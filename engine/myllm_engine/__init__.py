@@ -31,9 +31,9 @@ if TYPE_CHECKING:
         QueueFullError,
     )
     from .llm import LLM
+    from .repetition import Repetition
     from .request import (
         CompletionOutput,
-        Repetition,
         Request,
         RequestOutput,
         SamplingParams,
@@ -78,7 +78,7 @@ _MODULES = {
     "InvalidRequestError": "errors",
     "ModelLoadError": "errors",
     "QueueFullError": "errors",
-    "Repetition": "request",
+    "Repetition": "repetition",
     "Request": "request",
     "RequestOutput": "request",
     "SamplingParams": "request",

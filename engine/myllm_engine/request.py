@@ -15,6 +15,7 @@ from . import checks
 from .checks import LARGEST
 from .constraint import Structured
 from .errors import EngineError, InvalidRequestError
+from .repetition import Repetition
 
 if TYPE_CHECKING:
     from .models.vision import ImageInputs
@@ -29,53 +30,6 @@ _LARGEST_PENALTY = 1e6
 _MAX_N = 128
 # As vLLM's.
 _MAX_LOGPROB_TOKEN_IDS = 128
-# Looked for after each token, and all running requests wait meanwhile.
-_MAX_PATTERN = 256
-_MAX_REPEATED = 2048
-
-
-@dataclass(frozen=True, kw_only=True)
-class Repetition:
-    """Say when a completion repeats itself: its end is the same few tokens, again and again.
-
-    Attributes:
-        max_pattern_size: tokens that the longest pattern may have, at most 256.
-        min_pattern_size: tokens of the shortest one.
-        min_count: how often a pattern must stand there, one after the other; at least 2, and with the longest
-            pattern no more than 2048 tokens.
-
-    Raises:
-        InvalidRequestError: from the constructor.
-    """
-
-    max_pattern_size: int
-    min_pattern_size: int = 1
-    min_count: int
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("max_pattern_size", 1, _MAX_PATTERN),
-            ("min_pattern_size", 1, self.max_pattern_size),
-            ("min_count", 2, max(2, _MAX_REPEATED // max(1, self.max_pattern_size))),
-        ):
-            try:
-                checks.check_int(name, getattr(self, name), low=low, high=high)
-            except InvalidRequestError as error:
-                raise InvalidRequestError(
-                    f"`repetition_detection`: {error}", param="repetition_detection"
-                ) from None
-
-    def found(self, token_ids: Sequence[int]) -> bool:
-        """Tell whether the end of a completion is a repetition."""
-        for size in range(self.min_pattern_size, self.max_pattern_size + 1):
-            if size * self.min_count > len(token_ids):
-                return False
-            if token_ids[-1] != token_ids[-1 - size]:  # copies nothing, and is nearly always enough
-                continue
-            # The same tokens, one pattern later.
-            if token_ids[-size * self.min_count : -size] == token_ids[-size * (self.min_count - 1) :]:
-                return True
-        return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from .detokenizer import Detokenizer
-from .request import CompletionOutput, FinishReason, Repetition, Request, SamplingParams, TokenLogprob
+from .repetition import Repetition
+from .request import CompletionOutput, FinishReason, Request, SamplingParams, TokenLogprob
 
 if TYPE_CHECKING:
     import numpy as np

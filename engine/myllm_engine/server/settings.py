@@ -50,7 +50,7 @@ class ServerSettings:
             "auto", what it expects.
         enable_auto_tool_choice: whether the model may call tools of its own accord.
         tool_call_parser: name of what reads tool calls from the model's text.
-        tool_parser_plugin: file or module that brings more of these.
+        tool_parser_plugin: Python file that brings more of these.
         reasoning_parser: name of what tells the model's reasoning from its answer.
         pooling: how hidden states become an embedding: "last", of the last token, or "mean"; None: "last".
         allow_image_urls: whether images are fetched from http(s) URLs, of public hosts.
@@ -77,6 +77,7 @@ class ServerSettings:
         max_concurrent_requests: requests that are answered at once; more are refused. None: no limit.
         max_stored_responses: responses that `/v1/responses` keeps; 0: none.
         max_body_size: largest body of a request, in bytes.
+        enable_ui: whether there is a page at `/ui`.
 
     Raises:
         ValueError: from the constructor, for a key that no client can send, a limit out of range, or a parser
@@ -120,8 +121,9 @@ class ServerSettings:
     max_client_batch_size: int = 4
     disable_grammar_support: bool = False
     max_concurrent_requests: int | None = None
-    max_stored_responses: int = 1000
+    max_stored_responses: int = 256
     max_body_size: int = 8 * 2**20
+    enable_ui: bool = True
 
     def __post_init__(self) -> None:
         for number, key in enumerate(self.api_keys, start=1):

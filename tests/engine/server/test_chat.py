@@ -6,8 +6,12 @@ import json
 
 import httpx
 import openai
+import openai.types.chat as chat_types
 import pytest
+from openai.types.chat import completion_create_params
 
+from myllm_engine.server.openai.chat_request import ChatRequest
+from myllm_engine.server.openai.messages import Message
 from myllm_engine.server.settings import ServerSettings
 
 CHAT = [{"role": "user", "content": "What is the capital of France?"}]
@@ -88,13 +92,13 @@ def test_calls_come_behind_thoughts(scripted, said):
     assert message.tool_calls[0].function.name == "now"
 
 
-def test_the_model_thinks_before_a_constrained_answer(serve, engine):
+def test_the_model_thinks_before_a_constrained_answer(serve):
     """The prompt opens the thoughts, as many templates do; the bundled model then ends them when it is made to."""
     template = "<|im_start|>user\n{{ messages[0].content }}<|im_end|>\n<|im_start|>assistant\n<think>"
     settings = ServerSettings(reasoning_parser="qwen3", trust_request_chat_template=True)
     question = [{"role": "user", "content": "Repeat exactly: Four. </think>"}]
     extra = {"chat_template": template, "structured_outputs": {"regex": "[0-9]{2}"}}
-    with serve(engine, settings) as live, sdk(live) as client:
+    with serve(settings) as live, sdk(live) as client:
         arguments = {"model": "smollm2", "messages": question, "temperature": 0, "max_tokens": 40}
         answer = client.chat.completions.create(**arguments, extra_body=extra)
     [choice] = answer.choices
@@ -256,8 +260,12 @@ def healthy(scripted, said):
         # What is not offered.
         ({"chat_template": "{{ 1 }}"}, "chat_template", "--trust-request-chat-template"),
         ({"reasoning_effort": "extreme"}, "reasoning_effort", "must be one of none, minimal, low"),
-        ({"modalities": ["text", "audio"]}, "modalities", "reads and writes text"),
-        ({"audio": {"voice": "x"}}, "audio", "reads and writes text"),
+        ({"modalities": ["text", "audio"]}, "modalities", "hears and speaks nothing"),
+        ({"audio": {"voice": "x"}}, "audio", "hears and speaks nothing"),
+        ({"moderation": {"model": "x"}}, "moderation", "no model that judges"),
+        ({"mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs", "as it was trained to"),
+        (assistant(content="x", audio={"id": "1"}), "messages[0].audio", "hears and speaks nothing"),
+        (user(content=[{"type": "video_url"}]), "messages[0].content", "'video_url' are not read"),
         ({"web_search_options": {}}, "web_search_options", "searches nothing"),
         ({"verbosity": "low"}, "verbosity", "how long the answer shall be"),
     ],
@@ -284,6 +292,14 @@ def test_a_wrong_chat_request_is_explained(healthy, change, param, says):
 def test_what_asks_for_nothing_is_accepted(healthy, change):
     response = healthy.post("/v1/chat/completions", json={"messages": CHAT, **change})
     assert response.status_code == 200, response.text
+
+
+def test_openai_s_fields_are_known():
+    known = ChatRequest._own_names() | {*ChatRequest.unsupported, *ChatRequest.no_effect}
+    assert set(completion_create_params.CompletionCreateParamsStreaming.__annotations__) <= known
+    known = Message._own_names() | {*Message.unsupported, *Message.no_effect}
+    assert set(chat_types.ChatCompletionAssistantMessageParam.__annotations__) <= known
+    assert set(chat_types.ChatCompletionToolMessageParam.__annotations__) <= known
 
 
 def test_a_schema_that_cannot_be_enforced_is_refused(http):

@@ -30,7 +30,7 @@ def test_a_conversation_is_shown_as_text_and_tokens(http, engine, method):
 def test_messages_that_the_template_refuses_are_a_template_error(scripted):
     with scripted() as live:
 
-        def refuse(messages, **kwargs):
+        def refuse(*args, **kwargs):
             raise InvalidRequestError("The chat template cannot render these messages: no", param="messages")
 
         live.engine.tokenizer.render_chat = refuse

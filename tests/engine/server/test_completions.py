@@ -158,6 +158,25 @@ def test_the_prompts_text_is_given_back(http, engine, route):
         assert answer["choices"][0]["prompt_text"] == PROMPT
 
 
+@pytest.mark.parametrize("route", ROUTES)
+def test_cutting_keeps_what_the_server_takes(scripted, said, route):
+    settings = ServerSettings(max_input_tokens=40)
+    with scripted([said(("a", b"a", "stop"))], settings) as live:
+        body = {**subject(route, "x" * 300), "max_tokens": 7}
+        assert httpx.post(live.url + route, json=body).status_code == 400
+        assert httpx.post(live.url + route, json={**body, "truncate_prompt_tokens": -1}).status_code == 200
+        assert len(live.engine.requests[-1].prompt_token_ids) == 40
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_text_can_be_marked(scripted, said, route):
+    with scripted([said(("a", b"a", "stop"))]) as live:
+        for marked in (True, False):
+            body = {**subject(route), "watermarking": marked}
+            assert httpx.post(live.url + route, json=body).status_code == 200
+            assert live.engine.requests[-1].params.watermark is marked
+
+
 def token_names(answer):
     logprobs = answer["choices"][0]["logprobs"]
     if "content" in logprobs:

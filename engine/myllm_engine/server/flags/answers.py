@@ -74,7 +74,9 @@ class AnswerFlags:
     enable_prompt_tokens_details: Annotated[
         bool, flag("Tell in usage how much of the prompt was cached.")
     ] = False
-    enable_force_include_usage: Annotated[bool, flag("End every stream with usage.")] = False
+    enable_force_include_usage: Annotated[
+        bool, flag("Put usage into every chunk of a stream, asked for or not.")
+    ] = False
     enable_per_request_metrics: Annotated[bool, flag("Put a request's timings into its answer.")] = False
     return_tokens_as_token_ids: Annotated[
         bool, flag('Name tokens in log-probabilities "token_id:ID", not by their text.')
@@ -85,5 +87,5 @@ class AnswerFlags:
     ] = False
     pooling: Annotated[
         str | None,
-        flag("How /v1/embeddings makes one vector of a text: last or mean. Default: as the model says."),
+        flag("How /v1/embeddings makes one vector of a text: last or mean. Default: last."),
     ] = None

@@ -129,6 +129,7 @@ class Flags:
             else read_generation_config(config),
             override_generation_config=override,
             allow_runtime_lora=self.lora.allow_runtime_lora,
+            enable_ui=self.network.enable_ui,
         )
 
     def http_settings(self) -> HttpSettings:
@@ -151,7 +152,6 @@ class Flags:
             allow_credentials=browser.allow_credentials,
             middleware=tuple(network.middleware or ()),
             enable_docs=not network.disable_fastapi_docs,
-            enable_ui=not network.disable_ui,
             enable_request_id_headers=log.enable_request_id_headers,
             enable_log_requests=log.enable_log_requests,
             max_log_len=log.max_log_len,

@@ -116,7 +116,7 @@ class LimitFlags:
     max_logprobs: Annotated[int, flag("Largest logprobs and top_logprobs on OpenAI's routes.", min=0)] = 20
     max_stored_responses: Annotated[
         int, flag("Responses that /v1/responses keeps, for later requests to refer to; 0: none.", min=0)
-    ] = 1000
+    ] = 256
     max_input_tokens: Annotated[
         int | None,
         flag(

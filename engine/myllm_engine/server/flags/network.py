@@ -60,8 +60,8 @@ class NetworkFlags:
             metavar="MODULE.NAME",
         ),
     ] = None
+    enable_ui: Annotated[bool, flag("Serve the page /ui: a chat, and a live view of the engine.")] = True
     disable_fastapi_docs: Annotated[bool, flag("Serve no /docs, /redoc and /openapi.json.")] = False
-    disable_ui: Annotated[bool, flag("Serve no page for people at /ui.")] = False
 
 
 @dataclass(frozen=True, slots=True)

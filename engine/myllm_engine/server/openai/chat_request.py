@@ -48,7 +48,7 @@ _NO_TEMPLATE_VARIABLES = frozenset(
 # OpenAI's, and vLLM's "max".
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
-_TEXT_ONLY = "this server reads and writes text"
+_TEXT_ONLY = "this server hears and speaks nothing"
 
 
 class ChatRequest(GenerationRequest):
@@ -57,20 +57,25 @@ class ChatRequest(GenerationRequest):
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
         **UNSUPPORTED,
         "audio": (),
-        "mm_processor_kwargs": (),
+        "media_io_kwargs": ({},),
+        "mm_processor_kwargs": ({},),
         "modalities": (["text"],),
+        "moderation": (),
         "verbosity": ("medium",),
         "web_search_options": (),
     }
     reasons: ClassVar[dict[str, str]] = {
         **REASONS,
         "audio": f"is not available: {_TEXT_ONLY}",
+        "media_io_kwargs": "are not taken: images are read as the server is set",
+        "mm_processor_kwargs": "are not taken: the model sees images as it was trained to",
         "modalities": f'must be ["text"]: {_TEXT_ONLY}',
+        "moderation": "is not available: this server has no model that judges texts",
         "verbosity": "is not available: say in a message how long the answer shall be",
         "web_search_options": "are not available: this server searches nothing",
     }
-    # `prediction` may only make an answer faster.
-    no_effect: ClassVar[frozenset[str]] = NO_EFFECT | {"prediction"}
+    # `prediction` and OpenAI's options of its cache may only make an answer faster, or cheaper.
+    no_effect: ClassVar[frozenset[str]] = NO_EFFECT | {"prediction", "prompt_cache_options"}
 
     messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=4096)
     logprobs: bool | None = Field(None, description="Give the log-probability of each token.")

@@ -18,6 +18,9 @@ _PART_TYPES = ("text", "refusal", "image_url")
 class TextPart(StrictModel):
     """Hold a piece of a message's text."""
 
+    # Prefixes are cached wherever they are the same.
+    no_effect: ClassVar[frozenset[str]] = frozenset({"prompt_cache_breakpoint"})
+
     type: Literal["text"]
     text: str
 
@@ -80,6 +83,7 @@ class Message(StrictModel):
     """Hold one message of a conversation."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"audio": ()}
+    reasons: ClassVar[dict[str, str]] = {"audio": "is not available: this server hears and speaks nothing"}
     no_effect: ClassVar[frozenset[str]] = frozenset({"annotations"})
 
     role: str
@@ -115,7 +119,8 @@ class Message(StrictModel):
                 kind = part.get("type") if isinstance(part, dict) else None
                 if isinstance(kind, str) and kind not in _PART_TYPES:
                     raise refusal(
-                        f"Content parts of the type {kind[:50]!r} are not supported by this server yet"
+                        f"Content parts of the type {kind[:50]!r} are not read by this server; "
+                        f"it reads {', '.join(_PART_TYPES)}"
                     )
         return content
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, StrictInt, field_validator, model_validator
 
-from ...request import Repetition, SamplingParams
+from ...repetition import Repetition
+from ...request import SamplingParams
 from ..errors import invalid
 from ..fields import StrictModel, refusal
 from ..settings import ServerContext, ServerSettings

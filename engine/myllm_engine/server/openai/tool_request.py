@@ -48,6 +48,9 @@ class ToolDefinition(StrictModel):
     """Describe a tool; functions are the only kind."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"defer_loading": (False,)}
+    reasons: ClassVar[dict[str, str]] = {
+        "defer_loading": "is not available: all tools are described to the model from the beginning"
+    }
 
     type: Literal["function"] = "function"
     function: FunctionDefinition

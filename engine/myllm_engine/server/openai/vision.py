@@ -31,6 +31,9 @@ class ImageURL(StrictModel):
 class ImagePart(StrictModel):
     """Hold an image within a message."""
 
+    # Prefixes are cached wherever they are the same.
+    no_effect: ClassVar[frozenset[str]] = frozenset({"prompt_cache_breakpoint"})
+
     type: Literal["image_url"]
     image_url: ImageURL
 

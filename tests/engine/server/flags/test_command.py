@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import pytest
 
 from myllm_engine.config import EngineConfig, SpeculativeConfig
+from myllm_engine.server.flags.command import Flags
+from myllm_engine.server.flags.option import options
 from myllm_engine.server.http_settings import HttpSettings
 from myllm_engine.server.listen import Listen, Tls
 from myllm_engine.server.settings import ServerSettings
@@ -63,8 +66,8 @@ def test_options_reach_the_engine(configured, arguments, fields):
             {"override_generation_config": {"temperature": 0.5}},
         ),
         (
-            ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--tool-parser-plugin", "p.py"],
-            {"enable_auto_tool_choice": True, "tool_call_parser": "hermes", "tool_parser_plugin": "p.py"},
+            ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"],
+            {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"},
         ),
         (
             ["--reasoning-parser", "qwen3", "--response-role", "bot"],
@@ -79,6 +82,23 @@ def test_options_reach_the_engine(configured, arguments, fields):
             ["--allow-image-urls", "--max-image-size", "1MiB"],
             {"allow_image_urls": True, "max_image_size": 2**20},
         ),
+        (
+            [
+                "--allowed-media-domains",
+                "a.example,b.example",
+                "--max-images",
+                "2",
+                "--max-image-pixels",
+                "9",
+            ],
+            {
+                "allow_image_urls": True,
+                "allowed_media_domains": ("a.example", "b.example"),
+                "max_images": 2,
+                "max_image_pixels": 9,
+            },
+        ),
+        (["--no-enable-ui"], {"enable_ui": False}),
         (["--pooling", "mean", "--allow-unknown-fields"], {"pooling": "mean", "allow_unknown_fields": True}),
         (
             [
@@ -127,11 +147,38 @@ def test_options_reach_the_application(configured, arguments, fields):
     assert configured(*arguments).settings == ServerSettings(**fields)
 
 
+def test_a_plugin_is_read_at_once(configured, run, tmp_path):
+    (tmp_path / "plugin.py").write_text("")
+    plugin = str(tmp_path / "plugin.py")
+    assert configured("--tool-parser-plugin", plugin).settings.tool_parser_plugin == plugin
+    (tmp_path / "plugin.py").unlink()
+    assert run("--tool-parser-plugin", plugin).exit_code == 2
+
+
+# Fields whose options have other names.
+OTHERWISE = {
+    "served_model_names": "served_model_name",
+    "api_keys": "api_key",
+    "enable_docs": "disable_fastapi_docs",
+    "max_queue": "max_num_queued_reqs",
+    "speculative": "speculative_config",
+    "cuda_graphs": "enforce_eager",
+}
+# Another dataclass, and what the engine finds out by itself.
+NO_OPTION = {"http", "async_scheduling"}
+
+
+@pytest.mark.parametrize("configuration", [EngineConfig, ServerSettings, HttpSettings])
+def test_every_field_has_an_option(configuration):
+    known = {name for group in Flags.groups() for name, *_ in options(group)}
+    names = {field.name for field in fields(configuration)} - NO_OPTION
+    assert {OTHERWISE.get(name, name) for name in names} <= known
+
+
 @pytest.mark.parametrize(
     ("arguments", "fields"),
     [
         (["--root-path", "/llm", "--disable-fastapi-docs"], {"root_path": "/llm", "enable_docs": False}),
-        (["--disable-ui"], {"enable_ui": False}),
         (
             ["--allowed-origins", '["*"]', "--allow-credentials"],
             {"allowed_origins": ("*",), "allow_credentials": True},

@@ -93,14 +93,15 @@ INLINE void expand_q4(const uint8_t *codes, uint16_t *to) {
     }
 }
 
+/* A byte, 128 above the code, is the lowest of a float's mantissa at 2^23. */
+INLINE u32x16 code_float(u32x16 byte) { return (u32x16)((f32x16)(byte | 0x4b000000) - (0x1p23f + 128)); }
+
 INLINE void expand_q8(const uint8_t *codes, uint16_t *to) {
     for (int j = 0; j < 8; j++) {
-        i32x16 all = (i32x16)_mm512_xor_si512(_mm512_loadu_si512(codes + j * 64), _mm512_set1_epi8(-128));
-        u32x16 first = (u32x16)to_float(all << 24 >> 24), second = (u32x16)to_float(all << 16 >> 24);
-        u32x16 third = (u32x16)to_float(all << 8 >> 24), fourth = (u32x16)to_float(all >> 24);
+        u32x16 all = *(const u32x16_any *)(codes + j * 64);
         uint16_t *row = to + (j % 4 * 4 + j / 4) * 32;
-        *(u32x16_any *)row = first >> 16 | third;
-        *(u32x16_any *)(row + 64) = second >> 16 | fourth;
+        *(u32x16_any *)row = code_float(all & 255) >> 16 | code_float(all >> 16 & 255);
+        *(u32x16_any *)(row + 64) = code_float(all >> 8 & 255) >> 16 | code_float(all >> 24);
     }
 }
 

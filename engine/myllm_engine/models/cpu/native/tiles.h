@@ -27,7 +27,7 @@ typedef uint16_t WeightTile[LANES * BLOCK];
 typedef struct {
     WeightTile tile[GROUPS][EXPANDED];
     f32x16 d[GROUPS][EXPANDED], m[GROUPS][EXPANDED];
-    f32x16 dots[GROUPS][EXPANDED][TILE];
+    f32x16 dots[GROUPS][2][TILE];
 } __attribute__((aligned(64))) Expanded;
 
 INLINE void expand(Expanded *to, const int format, const Linear *linear, int group, int groups, int blocks, int b0, int count) {
@@ -44,40 +44,41 @@ INLINE void expand(Expanded *to, const int format, const Linear *linear, int gro
         }
 }
 
+/* Scale the sums of block `b` and add them to those of the blocks before. */
+INLINE void add_dots(
+    const int format, const Expanded *expanded, int g, int b, const float *scale, const float *scaled_sum, f32x16 *out) {
+    const f32x16 *dots = expanded->dots[g][b & 1];
+    f32x16 d = expanded->d[g][b], m = expanded->m[g][b];
+#pragma GCC unroll 16
+    for (int t = 0; t < TILE; t++) {
+        f32x16 sum = out[t] + dots[t] * (d * scale[t]);
+        if (format == Q4) sum += m * scaled_sum[t];
+        out[t] = sum;
+    }
+}
+
+/* The vectors add a block's sums while the tiles make the next one's. */
 #define DOTS(g, weights)                                                                                       \
     if (g < groups) {                                                                                          \
-        TILE_LOAD(weights, expanded->tile[g][b], 64);                                                          \
-        TILE_ZERO(g);                                                                                          \
-        TILE_DOT(g, 4, weights);                                                                               \
-        TILE_DOT(g, 5, weights);                                                                               \
-        TILE_STORE(g, expanded->dots[g][b], 64);                                                               \
+        if (b < count) {                                                                                       \
+            TILE_LOAD(weights, expanded->tile[g][b], 64);                                                      \
+            TILE_ZERO(g);                                                                                      \
+            TILE_DOT(g, 4, weights);                                                                           \
+            TILE_DOT(g, 5, weights);                                                                           \
+            TILE_STORE(g, expanded->dots[g][b & 1], 64);                                                       \
+        }                                                                                                      \
+        if (b > 0) add_dots(format, expanded, g, b - 1, input->scale + at - TILE, input->scaled_sum + at - TILE, out[g]); \
     }
 
-/* Add `count` blocks, from place `at` of the input on, of 16 tokens and all groups. */
+/* Add `count` blocks, from place `at` of the input on, of 16 tokens. */
 INLINE void add_blocks(
-    const int format, Expanded *expanded, int groups, int count, const Input *input, size_t at, int is_first,
-    f32x16 (*out)[CHUNK]) {
-    const uint16_t *x = input->halves + at * 2 * BLOCK;
-    for (int b = 0; b < count; b++, x += TILE * 2 * BLOCK) {
-        TILE_LOAD(4, x, 2 * 64);
-        TILE_LOAD(5, x + BLOCK, 2 * 64);
-        DOTS(0, 6) DOTS(1, 7) DOTS(2, 6) DOTS(3, 7)
-    }
-    for (int g = 0; g < groups; g++) {
-        f32x16 sums[TILE];
-        const float *scale = input->scale + at, *scaled_sum = input->scaled_sum + at;
-#pragma GCC unroll 16
-        for (int t = 0; t < TILE; t++) sums[t] = is_first ? splat(0) : out[g][t];
-        for (int b = 0; b < count; b++, scale += TILE, scaled_sum += TILE) {
-            f32x16 d = expanded->d[g][b], m = expanded->m[g][b];
-#pragma GCC unroll 16
-            for (int t = 0; t < TILE; t++) {
-                sums[t] += expanded->dots[g][b][t] * (d * scale[t]);
-                if (format == Q4) sums[t] += m * scaled_sum[t];
-            }
+    const int format, Expanded *expanded, int groups, int count, const Input *input, size_t at, f32x16 (*out)[CHUNK]) {
+    for (int b = 0; b <= count; b++, at += TILE) {
+        if (b < count) {
+            TILE_LOAD(4, input->halves + at * 2 * BLOCK, 2 * 64);
+            TILE_LOAD(5, input->halves + at * 2 * BLOCK + BLOCK, 2 * 64);
         }
-#pragma GCC unroll 16
-        for (int t = 0; t < TILE; t++) out[g][t] = sums[t];
+        DOTS(0, 6) DOTS(1, 7) DOTS(2, 6) DOTS(3, 7)
     }
 }
 #undef DOTS
@@ -86,13 +87,14 @@ INLINE void product_codes(
     const int format, const Linear *linear, int group, int groups, const Input *input, int t0, int tokens,
     f32x16 (*out)[CHUNK]) {
     Expanded expanded;
+    for (int g = 0; g < groups; g++)
+        for (int t = 0; t < (tokens + TILE - 1) / TILE * TILE; t++) out[g][t] = splat(0);
     for (int b = 0; b < input->blocks; b += EXPANDED) {
         int count = input->blocks - b < EXPANDED ? input->blocks - b : EXPANDED;
         expand(&expanded, format, linear, group, groups, input->blocks, b, count);
         for (int t = 0; t < tokens; t += TILE)
             add_blocks(
-                format, &expanded, groups, count, input, input_place(input, t0 + t, b), b == 0,
-                (f32x16(*)[CHUNK])(out[0] + t));
+                format, &expanded, groups, count, input, input_place(input, t0 + t, b), (f32x16(*)[CHUNK])(out[0] + t));
     }
 }
 
