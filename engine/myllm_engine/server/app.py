@@ -55,7 +55,7 @@ def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
         *_TGI,
     ):
         app.include_router(module.router)
-    if settings.http.enable_ui:
+    if settings.enable_ui:
         app.state.latency = Latency()
         context.observe(app.state.latency)
         app.include_router(page.router)

@@ -18,7 +18,6 @@ class HttpSettings:
         middleware: import paths of ASGI middleware classes, or of functions `(request, call_next)`; the first
             one is the outermost.
         enable_docs: whether `/docs`, `/redoc` and `/openapi.json` are served.
-        enable_ui: whether there is a page for people at `/ui`.
         enable_request_id_headers: whether answers carry the request's `X-Request-Id`.
         enable_log_requests: whether prompts and parameters are logged.
         max_log_len: characters of a prompt, and of its token ids as many, that are logged; None: all.
@@ -37,7 +36,6 @@ class HttpSettings:
     allow_credentials: bool = False
     middleware: tuple[str, ...] = ()
     enable_docs: bool = True
-    enable_ui: bool = True
     enable_request_id_headers: bool = False
     enable_log_requests: bool = False
     max_log_len: int | None = None

@@ -222,7 +222,7 @@ def banner(
     stats = engine.stats()
     base = url(sock, scheme=scheme) + settings.http.root_path
     page = engine.config.page_size
-    for_people = f"  Page      {base}/ui\n" if settings.http.enable_ui else ""
+    for_people = f"  Page      {base}/ui\n" if settings.enable_ui else ""
     key = ", with an API key" if settings.api_keys else ""
     warning = ""
     if not settings.api_keys and is_open(sock):

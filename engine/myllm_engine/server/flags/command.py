@@ -151,7 +151,6 @@ class Flags:
             allow_credentials=browser.allow_credentials,
             middleware=tuple(network.middleware or ()),
             enable_docs=not network.disable_fastapi_docs,
-            enable_ui=not network.disable_ui,
             enable_request_id_headers=log.enable_request_id_headers,
             enable_log_requests=log.enable_log_requests,
             max_log_len=log.max_log_len,

@@ -61,7 +61,6 @@ class NetworkFlags:
         ),
     ] = None
     disable_fastapi_docs: Annotated[bool, flag("Serve no /docs, /redoc and /openapi.json.")] = False
-    disable_ui: Annotated[bool, flag("Serve no page for people at /ui.")] = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,6 @@ def test_every_field_has_an_option(configuration):
     ("arguments", "fields"),
     [
         (["--root-path", "/llm", "--disable-fastapi-docs"], {"root_path": "/llm", "enable_docs": False}),
-        (["--disable-ui"], {"enable_ui": False}),
         (
             ["--allowed-origins", '["*"]', "--allow-credentials"],
             {"allowed_origins": ("*",), "allow_credentials": True},

@@ -9,7 +9,6 @@ from importlib.resources import files
 import httpx
 import pytest
 
-from myllm_engine.server.http_settings import HttpSettings
 from myllm_engine.server.settings import ServerSettings
 
 ASSETS = {file.name for file in (files("myllm_engine.server.ui") / "assets").iterdir()} - {"index.html"}
@@ -86,6 +85,6 @@ def test_a_dead_engine_is_reported(scripted):
 
 
 def test_the_page_can_be_left_out(scripted):
-    with scripted(settings=ServerSettings(http=HttpSettings(enable_ui=False))) as live:
+    with scripted(settings=ServerSettings(enable_ui=False)) as live:
         for path in ("/ui", "/ui/main.js", "/ui/stats"):
             assert httpx.get(live.url + path).status_code == 404
