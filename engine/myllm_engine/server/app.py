@@ -10,11 +10,15 @@ from starlette.exceptions import HTTPException
 
 from ..async_engine import AsyncEngine
 from . import system
+from .anthropic import routes as messages
+from .anthropic.errors import render as render_anthropic
 from .auth import ApiKeyMiddleware
 from .body_limit import BodyLimitMiddleware
 from .errors import Problem, diagnose
 from .openai import chat, completions, models
 from .openai.errors import render as render_openai
+from .openai.responses import routes as responses
+from .openai.responses.store import ResponseStore
 from .settings import ServerContext, ServerSettings
 from .tgi import generate, info
 from .tgi.errors import render as render_tgi
@@ -36,7 +40,8 @@ def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
         strict_content_type=True,
     )
     app.state.context = ServerContext(engine, settings, version, int(time.time()))
-    for module in (system, models, completions, chat, info, generate):
+    app.state.responses = ResponseStore(settings.max_stored_responses)
+    for module in (system, models, completions, chat, responses, messages, info, generate):
         app.include_router(module.router)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_size)
     if settings.api_keys:
@@ -53,5 +58,7 @@ def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
 
 def _render(path: str, problem: Problem) -> Response:
     """Answer a failure outside of every route in the dialect that the path belongs to."""
-    is_tgi = any(route.path == path for module in (info, generate) for route in module.router.routes)
-    return render_tgi(problem) if is_tgi else render_openai(problem)
+    for render, modules in ((render_tgi, (info, generate)), (render_anthropic, (messages,))):
+        if any(route.path == path for module in modules for route in module.router.routes):
+            return render(problem)
+    return render_openai(problem)

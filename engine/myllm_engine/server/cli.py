@@ -263,6 +263,15 @@ def serve(
             rich_help_panel=_LIMITS,
         ),
     ] = "8MiB",
+    max_stored_responses: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Responses of /v1/responses that are kept in memory for previous_response_id and GET; the "
+            "oldest give way. 0: none.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 256,
     log_level: Annotated[
         str,
         typer.Option(
@@ -365,6 +374,7 @@ def serve(
                 max_stop_sequences=max_stop_sequences,
                 max_top_n_tokens=max_top_n_tokens,
                 max_body_size=parse_size(max_body_size),
+                max_stored_responses=max_stored_responses,
             )
         except ValueError as error:
             raise mistake(str(error)) from error

@@ -30,6 +30,7 @@ class ServerSettings:
         max_stop_sequences: TGI's limit on the length of `stop`.
         max_top_n_tokens: TGI's limit on `top_n_tokens`.
         max_body_size: largest body of a request, in bytes.
+        max_stored_responses: responses of `/v1/responses` that are kept for later; 0 keeps none.
 
     Raises:
         ValueError: from the constructor, for a key that no client can send and for a limit out of range.
@@ -42,6 +43,7 @@ class ServerSettings:
     max_stop_sequences: int = 4
     max_top_n_tokens: int = 5
     max_body_size: int = 8 * 2**20
+    max_stored_responses: int = 256
 
     def __post_init__(self) -> None:
         for number, key in enumerate(self.api_keys, start=1):
@@ -53,6 +55,10 @@ class ServerSettings:
                 )
         if self.max_body_size < 1:
             raise ValueError(f"`max_body_size` must be 1 byte or more; got {self.max_body_size!r}")
+        if self.max_stored_responses < 0:
+            raise ValueError(
+                f"`max_stored_responses` must not be negative; got {self.max_stored_responses!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
