@@ -79,7 +79,7 @@ Content = Annotated[
 class ToolUse(StrictModel):
     """Hold a call that the model made."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"caller": ({"type": "direct"},)}
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"caller": ({"type": "direct"},), "toolset_name": ()}
     no_effect: ClassVar[frozenset[str]] = CACHE
 
     type: Literal["tool_use"]
@@ -91,6 +91,7 @@ class ToolUse(StrictModel):
 class ToolResult(StrictModel):
     """Hold what a call returned."""
 
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"toolset_name": ()}
     no_effect: ClassVar[frozenset[str]] = CACHE
 
     type: Literal["tool_result"]

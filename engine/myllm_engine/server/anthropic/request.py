@@ -102,7 +102,8 @@ class OutputConfig(StrictModel):
 class PromptRequest(StrictModel):
     """Hold what makes the prompt of an answer: all that is needed to count its tokens."""
 
-    no_effect: ClassVar[frozenset[str]] = CACHE
+    # They concern Anthropic's service.
+    no_effect: ClassVar[frozenset[str]] = CACHE | {"speed", "user_profile_id", "workspace_id"}
 
     model: str | None = Field(None, description="A served name; may be left out.")
     messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=4096)
@@ -181,14 +182,14 @@ class MessagesRequest(PromptRequest):
         "vllm_xargs": (),
         "watermarking": (),
     }
-    # They concern Anthropic's service, or images handed between vLLM's servers.
-    no_effect: ClassVar[frozenset[str]] = CACHE | {
+    # As above, or about images handed between vLLM's servers.
+    no_effect: ClassVar[frozenset[str]] = PromptRequest.no_effect | {
+        "diagnostics",
         "inference_geo",
         "metadata",
         "mm_payload",
         "return_mm_kwargs",
         "service_tier",
-        "user_profile_id",
     }
 
     max_tokens: StrictInt = Field(ge=1, description="Longest answer, in tokens.")

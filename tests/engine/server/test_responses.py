@@ -1,0 +1,588 @@
+"""OpenAI's Responses API on the bundled model, used through the openai SDK."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import httpx
+import openai
+import pytest
+from pydantic import BaseModel
+
+from myllm_engine.errors import EngineError, QueueFullError
+from myllm_engine.server.settings import ServerSettings
+
+QUESTION = "What is the capital of France? Answer in one sentence."
+CHAT = [{"role": "user", "content": QUESTION}]
+ENDLESS = {"ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def client(live):
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="-", max_retries=0, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def ask(client):
+    """Make a greedy response."""
+
+    def ask(input, **more):
+        return client.responses.create(model="smollm2", input=input, temperature=0, **more)
+
+    return ask
+
+
+@pytest.fixture(scope="module")
+def chat(client):
+    """Return what chat completions say to the same messages, the reference here."""
+
+    def chat(messages, **more):
+        return client.chat.completions.create(model="smollm2", messages=messages, temperature=0, **more)
+
+    return chat
+
+
+def events_of(text):
+    """Return the events of a stream as they were sent, after a look at their framing."""
+    *blocks, rest = text.split("\n\n")
+    assert rest == ""
+    events = []
+    for block in blocks:
+        name, data = block.split("\n")
+        events.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {events[-1]['type']}"
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    return events
+
+
+# Whole responses
+
+
+def test_a_response_says_what_a_chat_says(ask, chat):
+    reference = chat(CHAT)
+    response = ask(QUESTION)
+    assert response.id.startswith("resp_")
+    assert (response.object, response.status, response.model) == ("response", "completed", "smollm2")
+    assert response.output_text == reference.choices[0].message.content
+    [message] = response.output
+    assert (message.type, message.role, message.status) == ("message", "assistant", "completed")
+    assert message.id.startswith("msg_")
+    assert message.content[0].annotations == []
+    assert response.usage.input_tokens == reference.usage.prompt_tokens
+    assert response.usage.output_tokens == reference.usage.completion_tokens
+    assert response.usage.total_tokens == reference.usage.total_tokens
+    assert response.usage.output_tokens_details.reasoning_tokens == 0
+    assert response.error is None
+    assert response.incomplete_details is None
+    assert (response.temperature, response.top_p) == (0, 1)
+    assert response.completed_at >= response.created_at
+    assert (response.tool_choice, response.tools, response.parallel_tool_calls) == ("auto", [], True)
+    assert response.text.format.type == "text"
+
+
+@pytest.mark.parametrize(
+    ("items", "messages"),
+    [
+        ([{"role": "user", "content": [{"type": "input_text", "text": QUESTION}]}], CHAT),
+        ([{"type": "message", "role": "developer", "content": "One word."}, *CHAT], [{"role": "system", "content": "One word."}, *CHAT]),
+        (
+            [
+                {"role": "user", "content": "Hi"},
+                {
+                    "type": "message",
+                    "id": "msg_1",
+                    "status": "completed",
+                    "role": "assistant",
+                    "content": [{"type": "output_text", "text": "Hello!", "annotations": []}],
+                },
+                *CHAT,
+            ],
+            [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}, *CHAT],
+        ),
+    ],
+)  # fmt: skip
+def test_items_are_the_messages_of_a_chat(ask, chat, items, messages):
+    assert ask(items, max_output_tokens=8).output_text == chat(messages, max_tokens=8).choices[0].message.content
+
+
+def test_instructions_are_the_systems_message(ask, chat):
+    response = ask(QUESTION, instructions="Answer in French.", max_output_tokens=8)
+    reference = chat([{"role": "system", "content": "Answer in French."}, *CHAT], max_tokens=8)
+    assert response.output_text == reference.choices[0].message.content
+    assert response.instructions == "Answer in French."
+
+
+def test_an_unfinished_message_is_gone_on_with(ask, chat):
+    begun = {"role": "assistant", "status": "incomplete", "content": "The capital of France is called"}
+    response = ask([*CHAT, begun], max_output_tokens=4)
+    extra = {"continue_final_message": True, "add_generation_prompt": False}
+    del begun["status"]
+    reference = chat([*CHAT, begun], max_tokens=4, extra_body=extra)
+    assert response.output_text == reference.choices[0].message.content
+
+
+def test_a_limit_leaves_a_response_incomplete(ask):
+    response = ask(QUESTION, max_output_tokens=3)
+    assert response.status == "incomplete"
+    assert response.incomplete_details.reason == "max_output_tokens"
+    assert response.output[0].status == "incomplete"
+    assert response.usage.output_tokens == 3
+    assert response.max_output_tokens == 3
+    assert response.completed_at is None
+
+
+def test_vllms_parameters_reach_the_engine(ask):
+    said = ask(QUESTION).output_text
+    stop = said.split()[2]
+    assert ask(QUESTION, extra_body={"stop": [stop]}).output_text == said.split(stop)[0]
+    assert ask(QUESTION, extra_body={"structured_outputs": {"choice": ["Rome", "Oslo"]}}).output_text in ("Rome", "Oslo")
+    forced = ask(QUESTION, extra_body={"logit_bias": {"28": 100}, "ignore_eos": True}, max_output_tokens=3)
+    assert len(set(forced.output_text)) == 1
+    assert ask(QUESTION, extra_body={"repetition_penalty": 5.0}, max_output_tokens=12).output_text != said[:40]
+
+
+def test_json_by_schema_is_parsed_by_the_sdk(client):
+    class City(BaseModel):
+        name: str
+        inhabitants: int
+
+    response = client.responses.parse(
+        model="smollm2", input="Describe Paris.", text_format=City, temperature=0, max_output_tokens=60
+    )
+    assert isinstance(response.output_parsed, City)
+    assert response.text.format.name == "City"
+
+
+def test_a_json_object(ask):
+    response = ask("Give me JSON.", text={"format": {"type": "json_object"}}, max_output_tokens=60)
+    if response.status == "completed":
+        assert isinstance(json.loads(response.output_text), dict)
+    assert response.output_text.startswith("{")
+
+
+def test_logprobs_are_those_of_a_chat(ask, chat):
+    reference = chat(CHAT, max_tokens=5, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    response = ask(QUESTION, include=["message.output_text.logprobs"], top_logprobs=2, max_output_tokens=5)
+    scores = response.output[0].content[0].logprobs
+    assert [score.token for score in scores] == [score.token for score in reference]
+    assert [score.logprob for score in scores] == pytest.approx([score.logprob for score in reference], abs=1e-4)
+    assert [[top.token for top in score.top_logprobs] for score in scores] == [
+        [top.token for top in score.top_logprobs] for score in reference
+    ]
+    assert ask(QUESTION, max_output_tokens=2).output[0].content[0].logprobs == []
+
+
+def test_what_is_only_kept_comes_back(ask):
+    response = ask(QUESTION, max_output_tokens=1, metadata={"run": "7"}, user="me", prompt_cache_key="key")
+    assert response.metadata == {"run": "7"}
+    assert response.user == "me"
+    assert response.prompt_cache_key == "key"
+
+
+def test_tokens_of_an_input_are_counted(client, ask):
+    count = client.responses.input_tokens.count(model="smollm2", input=QUESTION, instructions="Be brief.")
+    assert count.object == "response.input_tokens"
+    response = ask(QUESTION, instructions="Be brief.", max_output_tokens=1)
+    assert count.input_tokens == response.usage.input_tokens
+
+
+# Streams
+
+
+def test_the_events_of_a_text_are_openais_in_order(http):
+    body = {"input": QUESTION, "temperature": 0, "max_output_tokens": 60}
+    plain = http.post("/v1/responses", json=body).json()
+    answer = http.post("/v1/responses", json={**body, "stream": True})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = events_of(answer.text)
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert len(deltas) > 3
+    assert [event["type"] for event in events] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        *["response.output_text.delta"] * len(deltas),
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    created, in_progress, added, part_added = events[:4]
+    text_done, part_done, item_done, completed = events[-4:]
+    assert created["response"]["status"] == in_progress["response"]["status"] == "in_progress"
+    assert created["response"]["output"] == []
+    assert added["item"]["content"] == []
+    assert added["item"]["status"] == "in_progress"
+    assert part_added["part"] == {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+    place = {"item_id": added["item"]["id"], "output_index": 0, "content_index": 0}
+    for event in (part_added, *deltas, text_done, part_done):
+        assert {name: event[name] for name in place} == place
+    text = "".join(event["delta"] for event in deltas)
+    assert text_done["text"] == part_done["part"]["text"] == text
+    assert item_done["item"] == completed["response"]["output"][0]
+    final = completed["response"]
+    assert final["output"][0]["content"] == plain["output"][0]["content"]
+    assert final["usage"]["output_tokens"] == plain["usage"]["output_tokens"]
+    assert {**final, "id": 0, "created_at": 0, "completed_at": 0, "output": 0, "usage": 0} == {
+        **plain, "id": 0, "created_at": 0, "completed_at": 0, "output": 0, "usage": 0
+    }  # fmt: skip
+
+
+def test_the_sdk_follows_a_stream(client):
+    arguments = {"model": "smollm2", "input": QUESTION, "temperature": 0}
+    with client.responses.stream(**arguments) as stream:
+        deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        final = stream.get_final_response()
+    assert "".join(deltas) == final.output_text
+    assert final.status == "completed"
+
+
+async def test_the_async_sdk_follows_a_stream(live):
+    async with openai.AsyncOpenAI(base_url=f"{live.url}/v1", api_key="-") as client:
+        stream = await client.responses.create(
+            model="smollm2", input=QUESTION, max_output_tokens=4, stream=True
+        )
+        kinds = [event.type async for event in stream]
+    assert kinds[0] == "response.created"
+    assert kinds[-1] == "response.incomplete"
+
+
+def test_streamed_logprobs_come_with_their_text(http):
+    body = {"input": QUESTION, "temperature": 0, "max_output_tokens": 6, "top_logprobs": 1, "stream": True}
+    events = events_of(http.post("/v1/responses", json=body).text)
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    scores = [score for event in deltas for score in event["logprobs"]]
+    assert len(scores) == 6
+    assert "".join(score["token"] for score in scores) == "".join(event["delta"] for event in deltas)
+    [done] = [event for event in events if event["type"] == "response.output_text.done"]
+    assert done["logprobs"] == scores
+
+
+def test_a_failure_in_a_stream_is_told_and_stored(scripted, said):
+    with scripted([said(("Hel", b"Hel", None)), EngineError("out of pages")]) as live:
+        answer = httpx.post(f"{live.url}/v1/responses", json={"input": "x", "stream": True})
+        events = events_of(answer.text)
+        assert events[-1]["type"] == "response.failed"
+        failed = events[-1]["response"]
+        assert failed["status"] == "failed"
+        assert failed["error"] == {"code": "server_error", "message": "out of pages"}
+        assert failed["output"][0]["status"] == "incomplete"
+        assert httpx.get(f"{live.url}/v1/responses/{failed['id']}").json() == failed
+
+
+def test_an_empty_answer_is_an_empty_message(scripted, said):
+    with scripted([said(("", b"", "stop"))]) as live:
+        [message] = httpx.post(f"{live.url}/v1/responses", json={"input": "x"}).json()["output"]
+        assert message["content"][0]["text"] == ""
+        events = events_of(httpx.post(f"{live.url}/v1/responses", json={"input": "x", "stream": True}).text)
+        assert [event["type"] for event in events][2:-1] == [
+            "response.output_item.added",
+            "response.content_part.added",
+            "response.output_text.done",
+            "response.content_part.done",
+            "response.output_item.done",
+        ]
+
+
+# Stored responses
+
+
+def test_a_response_is_stored_and_deleted(client, ask):
+    response = ask(QUESTION, max_output_tokens=4)
+    assert client.responses.retrieve(response.id) == response
+    client.responses.delete(response.id)
+    with pytest.raises(openai.NotFoundError, match="256 newest"):
+        client.responses.retrieve(response.id)
+    unstored = ask(QUESTION, max_output_tokens=1, store=False)
+    with pytest.raises(openai.NotFoundError, match="not stored"):
+        client.responses.retrieve(unstored.id)
+
+
+def test_a_conversation_goes_on_from_a_stored_response(ask, chat):
+    first = ask("My name is Ada.", instructions="Be brief.", max_output_tokens=10)
+    second = ask("What is my name?", previous_response_id=first.id, max_output_tokens=10)
+    history = [
+        {"role": "user", "content": "My name is Ada."},
+        {"role": "assistant", "content": first.output_text},
+        {"role": "user", "content": "What is my name?"},
+    ]
+    # Instructions are of one response alone.
+    reference = chat(history, max_tokens=10)
+    assert second.output_text == reference.choices[0].message.content
+    assert second.usage.input_tokens == reference.usage.prompt_tokens
+    assert second.previous_response_id == first.id
+    third = ask("Sure?", previous_response_id=second.id, max_output_tokens=10)
+    history += [{"role": "assistant", "content": second.output_text}, {"role": "user", "content": "Sure?"}]
+    assert third.output_text == chat(history, max_tokens=10).choices[0].message.content
+
+
+def test_a_stored_item_may_be_referred_to(ask):
+    first = ask(QUESTION, max_output_tokens=6)
+    items = [*CHAT, {"type": "item_reference", "id": first.output[0].id}, {"role": "user", "content": "Why?"}]
+    again = ask([*CHAT, first.output[0].model_dump(), {"role": "user", "content": "Why?"}], max_output_tokens=6)
+    assert ask(items, max_output_tokens=6).output_text == again.output_text
+    with pytest.raises(openai.NotFoundError, match="'msg_x' belongs to no response"):
+        ask([{"type": "item_reference", "id": "msg_x"}])
+
+
+def test_input_items_are_listed(client, ask):
+    first = ask("One", max_output_tokens=1)
+    second = ask([{"role": "user", "content": "Two"}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "Three"}], previous_response_id=first.id, max_output_tokens=1)  # fmt: skip
+    listed = client.responses.input_items.list(second.id, order="asc").data
+    assert [item.content[0].text for item in listed] == ["One", first.output_text, "Two", "2", "Three"]
+    assert [item.content[0].type for item in listed][1:4] == ["output_text", "input_text", "output_text"]
+    page = client.responses.input_items.list(second.id, limit=2)
+    assert [item.content[0].text for item in page.data] == ["Three", "2"]
+    assert page.has_more
+    rest = client.responses.input_items.list(second.id, limit=10, after=page.last_id)
+    assert [item.content[0].text for item in rest.data] == ["Two", first.output_text, "One"]
+    assert not rest.has_more
+    with pytest.raises(openai.BadRequestError, match="no item of this response"):
+        client.responses.input_items.list(second.id, after="msg_x")
+
+
+def test_the_oldest_responses_give_way(scripted, said):
+    with scripted([said(("ok", b"ok", "stop"))], ServerSettings(max_stored_responses=2)) as live:
+        made = [httpx.post(f"{live.url}/v1/responses", json={"input": "x"}).json()["id"] for _ in range(3)]
+        found = [httpx.get(f"{live.url}/v1/responses/{id_}").status_code for id_ in made]
+        assert found == [404, 200, 200]
+
+
+def test_a_server_that_stores_nothing_says_so(scripted, said):
+    with scripted([said(("ok", b"ok", "stop"))], ServerSettings(max_stored_responses=0)) as live:
+        url = f"{live.url}/v1/responses"
+        response = httpx.post(url, json={"input": "x"}).json()
+        assert response["store"] is False
+        answer = httpx.get(f"{url}/{response['id']}")
+        assert answer.status_code == 404
+        assert "stores none (--max-stored-responses 0)" in answer.json()["error"]["message"]
+        for extra in ({"previous_response_id": "resp_1"}, {"background": True}, {"store": True}):
+            answer = httpx.post(url, json={"input": "x", **extra})
+            assert answer.status_code == 400
+            assert answer.json()["error"]["param"] == next(iter(extra))
+
+
+# In the background
+
+
+def wait(client, response, *statuses):
+    end = time.monotonic() + 30
+    while response.status not in statuses:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+        response = client.responses.retrieve(response.id)
+    return response
+
+
+def test_a_response_is_made_in_the_background(client, ask):
+    response = ask(QUESTION, background=True)
+    assert (response.status, response.output, response.background) == ("queued", [], True)
+    made = wait(client, response, "completed")
+    assert made.output_text == ask(QUESTION).output_text
+    assert made.created_at == response.created_at
+    # What has ended stays as it is.
+    assert client.responses.cancel(response.id) == made
+
+
+def test_a_response_in_the_background_is_cancelled(client, ask, engine):
+    response = ask(QUESTION, background=True, extra_body=ENDLESS)
+    wait(client, response, "in_progress")
+    with pytest.raises(openai.BadRequestError, match="wait until it has ended"):
+        ask("Go on.", previous_response_id=response.id)
+    cancelled = client.responses.cancel(response.id)
+    assert cancelled.status == "cancelled"
+    assert client.responses.retrieve(response.id).status == "cancelled"
+    end = time.monotonic() + 10
+    while engine.stats().running_seqs:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_deleting_ends_what_runs(client, ask, engine):
+    response = ask(QUESTION, background=True, extra_body=ENDLESS)
+    wait(client, response, "in_progress")
+    client.responses.delete(response.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(response.id)
+    end = time.monotonic() + 10
+    while engine.stats().running_seqs:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_only_responses_in_the_background_are_cancelled(client, ask):
+    response = ask(QUESTION, max_output_tokens=1)
+    with pytest.raises(openai.BadRequestError, match="`background` can be cancelled"):
+        client.responses.cancel(response.id)
+
+
+def test_a_stream_in_the_background_may_be_left_and_read_again(client):
+    arguments = {"model": "smollm2", "input": QUESTION, "temperature": 0, "background": True}
+    stream = client.responses.create(**arguments, stream=True, max_output_tokens=30)
+    first = [next(stream) for _ in range(5)]
+    stream.close()
+    assert [event.type for event in first[:4]] == [
+        "response.created",
+        "response.queued",
+        "response.in_progress",
+        "response.output_item.added",
+    ]
+    id_ = first[0].response.id
+    rest = list(client.responses.retrieve(id_, stream=True, starting_after=first[-1].sequence_number))
+    assert [event.sequence_number for event in [*first, *rest]] == list(range(len(first) + len(rest)))
+    final = client.responses.retrieve(id_)
+    assert final.status in ("completed", "incomplete")
+    assert rest[-1].type == f"response.{final.status}"
+    assert rest[-1].response == final
+    whole = list(client.responses.retrieve(id_, stream=True))
+    assert whole == [*first, *rest]
+
+
+def test_events_of_others_are_not_kept(client, ask):
+    response = ask(QUESTION, max_output_tokens=1)
+    with pytest.raises(openai.BadRequestError, match="`background` and `stream`"):
+        client.responses.retrieve(response.id, stream=True)
+
+
+def test_a_cancelled_stream_ends(client):
+    arguments = {"model": "smollm2", "input": QUESTION, "background": True, "extra_body": ENDLESS}
+    stream = client.responses.create(**arguments, stream=True)
+    id_ = next(stream).response.id
+    client.responses.cancel(id_)
+    *_, last = stream
+    assert last.type == "response.incomplete"
+    assert last.response.status == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(QueueFullError("9 wait already"), "rate_limit_exceeded"), (EngineError("no"), "server_error")],
+)
+def test_a_failure_in_the_background_is_told_later(scripted, error, code):
+    with scripted([error]) as live:
+        client = openai.OpenAI(base_url=f"{live.url}/v1", api_key="-")
+        response = client.responses.create(input="x", background=True)
+        failed = wait(client, response, "failed")
+        assert failed.error.code == code
+        assert failed.error.message == str(error)
+
+
+def test_too_much_in_the_background_is_told_to_come_back(live, scripted):
+    settings = ServerSettings(max_stored_responses=1)
+    with scripted([], settings, compiler=None) as slow:
+        url = f"{slow.url}/v1/responses"
+        body = {"input": "x", "background": True}
+        first, second = httpx.post(url, json=body), httpx.post(url, json=body)
+        assert first.status_code == 200
+        assert second.status_code in (200, 503)  # the first one may have ended already
+
+
+# What is refused
+
+TOOL = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        ({}, "input", "`input` is required"),
+        ({"input": []}, "input", "at least 1 item"),
+        ({"input": "x", "temprature": 1}, "temprature", "did you mean `temperature`?"),
+        ({"input": "x", "temperature": -1}, "temperature", "temperature"),
+        ({"input": "x", "max_output_tokens": 0}, "max_output_tokens", "max_output_tokens"),
+        ({"input": "x", "top_logprobs": 50}, "top_logprobs", "--max-logprobs"),
+        ({"input": "x", "include": ["everything"]}, "include", "'everything' is not one of"),
+        ({"input": [{"role": "bird", "content": "x"}]}, "input[0].role", "'user', 'assistant'"),
+        ({"input": [{"role": "user"}]}, "input[0].content", "`input[0].content` is required"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0].type", "'input_file' is not one of input_text"),
+        ({"input": [{"role": "user", "content": [{"type": "input_text", "txt": "x"}]}]}, "input[0].content[0].txt", "did you mean `text`?"),
+        ({"input": [{"type": "web_search_call", "id": "1"}]}, "input[0].type", "tools that this server does not have"),
+        ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type", "'web_search' are not run by this server"),
+        ({"input": "x", "tools": [{"type": "function"}]}, "tools[0].name", "`tools[0].name` is required"),
+        ({"input": "x", "tool_choice": "required"}, "tool_choice", "needs `tools`"),
+        ({"input": "x", "tool_choice": "any"}, "tool_choice", '"allowed_tools"'),
+        ({"input": "x", "tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice", "'g', which is not in `tools`"),
+        ({"input": "x", "text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema", "`schema` is required"),
+        ({"input": "x", "text": {"verbosity": "low"}}, "text.verbosity", "put it into words"),
+        ({"input": "x", "text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}}, None, "give one of them"),
+        ({"input": "x", "background": True, "store": False}, "background", "`store`: true"),
+        ({"input": "x", "stream_options": {"include_obfuscation": False}}, "stream_options", "`stream`: true"),
+        ({"input": "x", "metadata": {"k": "v" * 513}}, "metadata", "512 at most"),
+        ({"input": "x", "prompt": {"id": "p"}}, "prompt", "OpenAI's"),
+        ({"input": "x", "conversation": "conv_1"}, "conversation", "`previous_response_id`"),
+        ({"input": "x", "logit_bias": {"x": 1}}, "logit_bias", "token ids"),
+        ({"input": "x", "chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "must not set `messages`"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_a_400_that_names_the_field(http, body, param, says):
+    answer = http.post("/v1/responses", json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["type"] == "BadRequestError"
+    assert error["param"] == param
+    assert says in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/responses/resp_1", 404),
+        ("DELETE", "/v1/responses/resp_1", 404),
+        ("POST", "/v1/responses/resp_1/cancel", 404),
+        ("GET", "/v1/responses/resp_1/input_items", 404),
+        ("GET", "/v1/responses", 405),
+    ],
+)
+def test_what_is_not_there(http, method, path, status):
+    answer = http.request(method, path)
+    assert answer.status_code == status
+    assert answer.json()["error"]["code"] == status
+
+
+def test_unknown_names_are_404(http):
+    answer = http.post("/v1/responses", json={"input": "x", "model": "gpt-5"})
+    assert answer.status_code == 404
+    answer = http.post("/v1/responses", json={"input": "x", "previous_response_id": "resp_1"})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["param"] == "previous_response_id"
+
+
+def test_what_asks_for_nothing_is_accepted(http):
+    body = {
+        "input": "x",
+        "max_output_tokens": 1,
+        "conversation": None,
+        "include": ["reasoning.encrypted_content"],
+        "max_tool_calls": 3,
+        "parallel_tool_calls": True,
+        "prompt": None,
+        "service_tier": "auto",
+        "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "tool_choice": "auto",
+        "tools": [],
+        "truncation": "disabled",
+    }
+    assert http.post("/v1/responses", json=body).status_code == 200
+
+
+# Inputs that are too long
+
+
+def test_a_long_input_is_refused_or_loses_its_oldest_turns(ask, engine):
+    filler = "word " * 300
+    turns = [{"role": role, "content": f"{n} {filler}"} for n in range(20) for role in ("user", "assistant")]
+    system = {"role": "system", "content": "You are kind."}
+    items = [system, *turns, {"role": "user", "content": "And now?"}]
+    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+        ask(items, max_output_tokens=5)
+    response = ask(items, max_output_tokens=5, truncation="auto")
+    assert response.truncation == "auto"
+    used = response.usage.input_tokens
+    assert used + 5 <= engine.max_model_len
+    # One turn more would not fit.
+    assert used + 5 + len(engine.tokenizer.encode(turns[0]["content"] + turns[1]["content"])) > engine.max_model_len
+    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+        ask([{"role": "user", "content": "word " * 9000}], truncation="auto")
