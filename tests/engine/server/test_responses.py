@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 
@@ -104,7 +105,9 @@ def test_a_response_says_what_a_chat_says(ask, chat):
     ],
 )  # fmt: skip
 def test_items_are_the_messages_of_a_chat(ask, chat, items, messages):
-    assert ask(items, max_output_tokens=8).output_text == chat(messages, max_tokens=8).choices[0].message.content
+    assert (
+        ask(items, max_output_tokens=8).output_text == chat(messages, max_tokens=8).choices[0].message.content
+    )
 
 
 def test_instructions_are_the_systems_message(ask, chat):
@@ -137,10 +140,15 @@ def test_vllms_parameters_reach_the_engine(ask):
     said = ask(QUESTION).output_text
     stop = said.split()[2]
     assert ask(QUESTION, extra_body={"stop": [stop]}).output_text == said.split(stop)[0]
-    assert ask(QUESTION, extra_body={"structured_outputs": {"choice": ["Rome", "Oslo"]}}).output_text in ("Rome", "Oslo")
+    assert ask(QUESTION, extra_body={"structured_outputs": {"choice": ["Rome", "Oslo"]}}).output_text in (
+        "Rome",
+        "Oslo",
+    )
     forced = ask(QUESTION, extra_body={"logit_bias": {"28": 100}, "ignore_eos": True}, max_output_tokens=3)
     assert len(set(forced.output_text)) == 1
-    assert ask(QUESTION, extra_body={"repetition_penalty": 5.0}, max_output_tokens=12).output_text != said[:40]
+    assert (
+        ask(QUESTION, extra_body={"repetition_penalty": 5.0}, max_output_tokens=12).output_text != said[:40]
+    )
 
 
 def test_json_by_schema_is_parsed_by_the_sdk(client):
@@ -167,7 +175,9 @@ def test_logprobs_are_those_of_a_chat(ask, chat):
     response = ask(QUESTION, include=["message.output_text.logprobs"], top_logprobs=2, max_output_tokens=5)
     scores = response.output[0].content[0].logprobs
     assert [score.token for score in scores] == [score.token for score in reference]
-    assert [score.logprob for score in scores] == pytest.approx([score.logprob for score in reference], abs=1e-4)
+    assert [score.logprob for score in scores] == pytest.approx(
+        [score.logprob for score in reference], abs=1e-4
+    )
     assert [[top.token for top in score.top_logprobs] for score in scores] == [
         [top.token for top in score.top_logprobs] for score in reference
     ]
@@ -322,7 +332,9 @@ def test_a_conversation_goes_on_from_a_stored_response(ask, chat):
 def test_a_stored_item_may_be_referred_to(ask):
     first = ask(QUESTION, max_output_tokens=6)
     items = [*CHAT, {"type": "item_reference", "id": first.output[0].id}, {"role": "user", "content": "Why?"}]
-    again = ask([*CHAT, first.output[0].model_dump(), {"role": "user", "content": "Why?"}], max_output_tokens=6)
+    again = ask(
+        [*CHAT, first.output[0].model_dump(), {"role": "user", "content": "Why?"}], max_output_tokens=6
+    )
     assert ask(items, max_output_tokens=6).output_text == again.output_text
     with pytest.raises(openai.NotFoundError, match="'msg_x' belongs to no response"):
         ask([{"type": "item_reference", "id": "msg_x"}])
@@ -396,7 +408,7 @@ def test_a_response_in_the_background_is_cancelled(client, ask, engine):
     assert cancelled.status == "cancelled"
     assert client.responses.retrieve(response.id).status == "cancelled"
     end = time.monotonic() + 10
-    while engine.stats().running_seqs:
+    while engine.stats().num_running:
         assert time.monotonic() < end
         time.sleep(0.02)
 
@@ -408,7 +420,7 @@ def test_deleting_ends_what_runs(client, ask, engine):
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(response.id)
     end = time.monotonic() + 10
-    while engine.stats().running_seqs:
+    while engine.stats().num_running:
         assert time.monotonic() < end
         time.sleep(0.02)
 
@@ -470,14 +482,24 @@ def test_a_failure_in_the_background_is_told_later(scripted, error, code):
         assert failed.error.message == str(error)
 
 
-def test_too_much_in_the_background_is_told_to_come_back(live, scripted):
-    settings = ServerSettings(max_stored_responses=1)
-    with scripted([], settings, compiler=None) as slow:
-        url = f"{slow.url}/v1/responses"
-        body = {"input": "x", "background": True}
-        first, second = httpx.post(url, json=body), httpx.post(url, json=body)
-        assert first.status_code == 200
-        assert second.status_code in (200, 503)  # the first one may have ended already
+def test_too_much_in_the_background_is_told_to_come_back(scripted, said):
+    async def slow(request):
+        await asyncio.sleep(60)
+
+    script = [said(("ok", b"ok", "stop"))]
+    with scripted(script, ServerSettings(max_stored_responses=1), compiler=slow) as live:
+        url = f"{live.url}/v1/responses"
+        body = {"input": "x", "background": True, "structured_outputs": {"regex": "a"}}
+        running = httpx.post(url, json=body).json()["id"]
+        refused = httpx.post(url, json=body)
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "1"
+        assert "being made in the background" in refused.json()["error"]["message"]
+        # It neither gives way to finished ones nor keeps them out.
+        finished = httpx.post(url, json={"input": "x"}).json()["id"]
+        assert httpx.get(f"{url}/{running}").json()["status"] == "queued"
+        assert httpx.get(f"{url}/{finished}").json()["status"] == "completed"
+        assert httpx.post(f"{url}/{running}/cancel").json()["status"] == "cancelled"
 
 
 # What is refused
@@ -571,18 +593,31 @@ def test_what_asks_for_nothing_is_accepted(http):
 # Inputs that are too long
 
 
-def test_a_long_input_is_refused_or_loses_its_oldest_turns(ask, engine):
-    filler = "word " * 300
-    turns = [{"role": role, "content": f"{n} {filler}"} for n in range(20) for role in ("user", "assistant")]
-    system = {"role": "system", "content": "You are kind."}
-    items = [system, *turns, {"role": "user", "content": "And now?"}]
-    with pytest.raises(openai.BadRequestError, match="maximum context length"):
-        ask(items, max_output_tokens=5)
-    response = ask(items, max_output_tokens=5, truncation="auto")
-    assert response.truncation == "auto"
-    used = response.usage.input_tokens
-    assert used + 5 <= engine.max_model_len
-    # One turn more would not fit.
-    assert used + 5 + len(engine.tokenizer.encode(turns[0]["content"] + turns[1]["content"])) > engine.max_model_len
-    with pytest.raises(openai.BadRequestError, match="maximum context length"):
-        ask([{"role": "user", "content": "word " * 9000}], truncation="auto")
+TURNS = ["user: 1", "assistant: one", "user: 2", "assistant: two", "user: 3"]
+
+
+@pytest.mark.parametrize("dropped", [0, 2, 4])
+def test_the_oldest_turns_give_way(scripted, said, dropped):
+    lines = ["system: s", *TURNS]
+    kept = ["system: s", *TURNS[dropped:]]
+    items = [dict(zip(("role", "content"), line.split(": "), strict=True)) for line in lines]
+    # The script's tokenizer has a token for each character; the last line ends, too.
+    room = len("\n".join(kept)) + 1
+    with scripted([said(("ok", b"ok", "stop"))], max_model_len=room + 7) as live:
+        body = {"input": items, "truncation": "auto", "max_output_tokens": 7}
+        answer = httpx.post(f"{live.url}/v1/responses", json=body)
+        assert answer.json()["truncation"] == "auto"
+        prompt = live.engine.tokenizer.decode(live.engine.requests[-1].prompt_token_ids)
+        assert prompt.splitlines() == kept
+        # One token more, and another turn goes, as long as there is one.
+        httpx.post(f"{live.url}/v1/responses", json={**body, "max_output_tokens": 8})
+        prompt = live.engine.tokenizer.decode(live.engine.requests[-1].prompt_token_ids)
+        assert prompt.splitlines() == ["system: s", *TURNS[min(dropped + 2, 4) :]]
+
+
+def test_a_long_input_is_left_whole_unless_told(scripted, said):
+    with scripted([said(("ok", b"ok", "stop"))], max_model_len=10) as live:
+        items = [{"role": "user", "content": "1"}, {"role": "user", "content": "2"}]
+        httpx.post(f"{live.url}/v1/responses", json={"input": items})
+        # Left whole: refusing it is the engine's part.
+        assert live.engine.tokenizer.decode(live.engine.requests[-1].prompt_token_ids) == "user: 1\nuser: 2\n"
