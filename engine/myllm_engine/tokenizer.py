@@ -38,6 +38,7 @@ class Tokenizer:
         backend: the backend tokenizer.
         chat_template: Jinja text, or None when there is none.
         eos_token_ids: ids that end a completion.
+        special_tokens: ids of the tokens that are left out when special tokens are skipped, by their text.
         vocab_size: ids known to the tokenizer, added tokens included; the model's own number may be larger.
     """
 
@@ -67,7 +68,8 @@ class Tokenizer:
         self.vocab_size: int = self.backend.get_vocab_size(with_added_tokens=True)
         added = self.backend.get_added_tokens_decoder()
         self._added = {index: token.content for index, token in added.items()}
-        self._special = frozenset(index for index, token in added.items() if token.special)
+        self.special_tokens = {token.content: index for index, token in added.items() if token.special}
+        self._special = frozenset(self.special_tokens.values())
         # A decoder is one step or a sequence of steps; its pickled form is the JSON of tokenizer.json.
         decoder = self.backend.decoder
         self._byte_level = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()

@@ -83,6 +83,8 @@ class Generation:
         self.requests = requests
         self.prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
         self.completion_tokens = 0
+        # Those of the completion's that the model thought with; None where nobody tells thoughts apart.
+        self.reasoning_tokens: int | None = None
         self.prompt_logprobs: list[list[TokenLogprob | None] | None] = [None] * len(requests)
         self._outputs = _merge(engine, requests)
         self._head: list[tuple[int, RequestOutput]] = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 
+from . import reasoning, tools
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -31,9 +33,17 @@ class ServerSettings:
         max_top_n_tokens: TGI's limit on `top_n_tokens`.
         max_body_size: largest body of a request, in bytes.
         max_stored_responses: responses of `/v1/responses` that are kept for later; 0 keeps none.
+        enable_auto_tool_choice: the model may choose to call tools; needs `tool_call_parser`.
+        tool_call_parser: name of the format in which the model writes calls of tools.
+        tool_parser_plugin: Python file that registers further such formats.
+        reasoning_parser: name of the format in which the model thinks before it answers.
+        response_role: whose turn the model's answer is.
+        trust_request_chat_template: requests may bring a chat template, a program that the server runs.
+        default_chat_template_kwargs: variables for the chat template that requests may override.
 
     Raises:
-        ValueError: from the constructor, for a key that no client can send and for a limit out of range.
+        ValueError: from the constructor, for a key that no client can send, a limit out of range, or a parser
+            that is not known.
     """
 
     served_model_names: tuple[str, ...] = ()
@@ -44,6 +54,13 @@ class ServerSettings:
     max_top_n_tokens: int = 5
     max_body_size: int = 8 * 2**20
     max_stored_responses: int = 256
+    enable_auto_tool_choice: bool = False
+    tool_call_parser: str | None = None
+    tool_parser_plugin: str | None = None
+    reasoning_parser: str | None = None
+    response_role: str = "assistant"
+    trust_request_chat_template: bool = False
+    default_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for number, key in enumerate(self.api_keys, start=1):
@@ -59,6 +76,18 @@ class ServerSettings:
             raise ValueError(
                 f"`max_stored_responses` must not be negative; got {self.max_stored_responses!r}"
             )
+        if self.tool_parser_plugin is not None:
+            tools.load_plugin(self.tool_parser_plugin)
+        if self.tool_call_parser is not None:
+            tools.find(self.tool_call_parser)
+        elif self.enable_auto_tool_choice:
+            raise ValueError(
+                "`enable_auto_tool_choice` needs `tool_call_parser`: the format of the model's calls"
+            )
+        if self.reasoning_parser is not None:
+            reasoning.find(self.reasoning_parser)
+        if not self.response_role:
+            raise ValueError("`response_role` must not be empty")
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,7 +178,7 @@ class _Workshop:
                 if self._closed:
                     raise EngineError("The engine is closed")
                 _require_llguidance(constraint)
-                grammar = to_grammar(constraint, self._special_tokens)
+                grammar = to_grammar(constraint, self._tokenizer.special_tokens)
                 if process is None or not process.alive:
                     process = self._start_trials()
                 job.set_result(self._compile(constraint, grammar, process))
@@ -222,11 +222,6 @@ class _Workshop:
                 return Grammar(root, self._vocab_size)
             fault = root.get_error()
         raise refused(constraint, fault)
-
-    @functools.cached_property
-    def _special_tokens(self) -> dict[str, int]:
-        added = self._tokenizer.backend.get_added_tokens_decoder()
-        return {token.content: index for index, token in added.items() if token.special}
 
     def _ll_tokenizer(self) -> tuple[LLTokenizer, LLParserLimits]:
         with self._lock:

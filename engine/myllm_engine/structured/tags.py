@@ -16,7 +16,7 @@ from .ebnf import ebnf_to_lark, is_ebnf
 
 _ANY = "/(?s:.)*/"
 _FORMATS = (
-    "any_text, const_string, grammar, json_schema, or, regex, sequence, tag, tags_with_separator, "
+    "any_text, const_string, grammar, json_schema, optional, or, regex, sequence, tag, tags_with_separator, "
     "triggered_tags"
 )
 
@@ -88,10 +88,11 @@ class _Builder:
                 "between the `begin` and the `end` of a tag"
             )
         makers: dict[Any, Callable[[Mapping[str, Any], str], str]] = {
-            "const_string": lambda item, place: self._text(_string(item, "value", place)),
+            "const_string": lambda item, place: self._text(_string(item, "value", place, empty=True)),
             "json_schema": self._json_schema,
             "regex": self._regex,
             "grammar": self._grammar,
+            "optional": self._optional,
             "sequence": self._sequence,
             "or": self._closed_or,
             "tag": self._tag,
@@ -136,7 +137,7 @@ class _Builder:
         return self._name(f"ANY {json.dumps(text, ensure_ascii=False)}", "[lazy]")
 
     def _tag(self, item: Mapping[str, Any], place: str) -> str:
-        return f"{self._text(_string(item, 'begin', place))} {self._inside(item, place)}"
+        return f"{self._text(_string(item, 'begin', place, empty=True))} {self._inside(item, place)}"
 
     def _inside(self, item: Mapping[str, Any], place: str) -> str:
         """Return a tag's content and end."""
@@ -148,9 +149,12 @@ class _Builder:
     def _separated(self, item: Mapping[str, Any], place: str) -> str:
         tags = _list(item, "tags", place)
         one = self._name(self._or(self._tag(tag, f"{place}.tags[{i}]") for i, tag in enumerate(tags)))
-        separator = self._text(_string(item, "separator", place))
+        separator = self._text(_string(item, "separator", place, empty=True))
         more = "" if item.get("stop_after_first") else f" ({separator} {one})*"
         return f"({one}{more})" + ("" if item.get("at_least_one") else "?")
+
+    def _optional(self, item: Mapping[str, Any], place: str) -> str:
+        return f"({self._closed(_mapping(item, 'content', place), f'{place}.content')})?"
 
     def _sequence(self, item: Mapping[str, Any], place: str) -> str:
         elements = self._elements(item, place)
@@ -166,7 +170,16 @@ class _Builder:
             schema = {}
         if not isinstance(schema, Mapping):
             raise ValueError(f"`{place}`: `json_schema` must be an object; got {str(schema)[:50]}")
-        return "%json " + json.dumps({**schema, "x-guidance": {"whitespace_flexible": False}})
+        # Two keys of our own: `whitespace_pattern` as in `Structured`, and what stands between items and
+        # behind keys.
+        options: dict[str, Any] = {"whitespace_flexible": False}
+        if "whitespace_pattern" in item:
+            pattern = _string(item, "whitespace_pattern", place)
+            options = {"whitespace_flexible": True, "whitespace_pattern": pattern}
+        if "separators" in item:
+            between, behind_key = _pair(item, "separators", place)
+            options |= {"item_separator": between, "key_separator": behind_key}
+        return "%json " + json.dumps({**schema, "x-guidance": options})
 
     def _regex(self, item: Mapping[str, Any], place: str) -> str:
         from llguidance import LLMatcher
@@ -230,6 +243,13 @@ def _list(item: Any, name: str, place: str) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise ValueError(f"`{place}`: `{name}` must be a list of one or more; got {str(value)[:50]!r}")
     return value
+
+
+def _pair(item: Any, name: str, place: str) -> tuple[str, str]:
+    value = _list(item, name, place)
+    if len(value) != 2 or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"`{place}`: `{name}` must hold two strings; got {str(value)[:50]}")
+    return value[0], value[1]
 
 
 def _string(item: Any, name: str, place: str, *, empty: bool = False) -> str:

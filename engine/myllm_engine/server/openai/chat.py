@@ -18,6 +18,7 @@ from ..settings import Context
 from .chat_request import ChatRequest
 from .chunks import DONE, ChunkWriter, usage
 from .conversation import Conversation
+from .deltas import Delta, Reply, ToolCallDelta
 from .errors import OpenAIRoute, event
 from .logprobs import chat_logprobs, prompt_logprobs
 
@@ -44,18 +45,47 @@ async def _collect(
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": reply.text, "refusal": None},
+            "message": _message(conversation, reply),
             "logprobs": chat_logprobs(tokenizer, reply.logprobs) if body.logprobs else None,
-            "finish_reason": reply.finish_reason,
+            "finish_reason": _finish_reason(body, reply.finish_reason),
             "stop_reason": reply.stop_reason,
         }
         for index, reply in enumerate(await conversation.collect(http))
     ]
-    counts = usage(generation.prompt_tokens, generation.completion_tokens)
+    counts = usage(generation.prompt_tokens, generation.completion_tokens, generation.reasoning_tokens)
     prompt: dict[str, Any] = {}
     if body.prompt_logprobs is not None:
         prompt["prompt_logprobs"] = prompt_logprobs(tokenizer, generation.prompt_logprobs[0] or [])
     return {**head, "choices": choices, "usage": counts, **prompt}
+
+
+def _message(conversation: Conversation, reply: Reply) -> dict[str, Any]:
+    body = conversation.body
+    text = _echoed(conversation) + reply.text
+    # Null, as in OpenAI's answers, where the message is something else than its text.
+    content = None if not text and (reply.tool_calls or reply.reasoning) else text
+    message: dict[str, Any] = {"role": conversation.role, "content": content, "refusal": None}
+    if conversation.form.reasons and body.include_reasoning is not False:
+        message["reasoning"] = message["reasoning_content"] = reply.reasoning or None
+    calls = [{"name": call.name, "arguments": call.arguments} for call in reply.tool_calls]
+    if calls and body.functions:
+        message["function_call"] = calls[0]
+    elif calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": function}
+            for call, function in zip(reply.tool_calls, calls, strict=True)
+        ]
+    return message
+
+
+def _echoed(conversation: Conversation) -> str:
+    """Return what an answer begins with: the last message, if it is to be echoed and of the answer's role."""
+    last = conversation.body.messages[-1]
+    return last.text if conversation.body.echo and last.role == conversation.role else ""
+
+
+def _finish_reason(body: ChatRequest, reason: str | None) -> str | None:
+    return "function_call" if reason == "tool_calls" and body.functions else reason
 
 
 async def _stream(
@@ -68,19 +98,49 @@ async def _stream(
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,
     )
+    opening = b'"delta":' + orjson.dumps({"role": conversation.role, "content": ""})
     try:
         for index in range(body.n or 1):
-            yield writer.choice(index, b'"delta":{"role":"assistant","content":""}')
+            yield writer.choice(index, opening)
+            if echoed := _echoed(conversation):
+                yield writer.choice(index, b'"delta":' + orjson.dumps({"content": echoed}))
         async for delta in conversation.deltas():
             scores = chat_logprobs(tokenizer, delta.logprobs) if delta.logprobs else None
-            if delta.text or scores or delta.finish_reason:
+            content = _delta(delta, body)
+            if content or scores or delta.finish_reason:
+                if not content and delta.finish_reason != "tool_calls":
+                    content = {"content": ""}
                 yield writer.choice(
                     delta.index,
-                    b'"delta":{"content":' + orjson.dumps(delta.text) + b"}",
+                    b'"delta":' + orjson.dumps(content),
                     logprobs=scores,
-                    finish_reason=delta.finish_reason,
+                    finish_reason=_finish_reason(body, delta.finish_reason),
                     stop_reason=delta.stop_reason,
                 )
         yield writer.final() + DONE
     except Exception as error:  # noqa: BLE001 - the status is sent: the failure goes into the stream
         yield event(diagnose(error)) + DONE
+
+
+def _delta(delta: Delta, body: ChatRequest) -> dict[str, Any]:
+    """Return a chunk's `delta`, which is empty when nothing can be shown yet."""
+    shown: dict[str, Any] = {}
+    if delta.text:
+        shown["content"] = delta.text
+    if delta.reasoning and body.include_reasoning is not False:
+        shown["reasoning"] = shown["reasoning_content"] = delta.reasoning
+    if delta.tool_calls and body.functions:
+        shown["function_call"] = _function(delta.tool_calls[0])
+    elif delta.tool_calls:
+        shown["tool_calls"] = [_tool_call(call) for call in delta.tool_calls]
+    return shown
+
+
+def _tool_call(call: ToolCallDelta) -> dict[str, Any]:
+    own = {} if call.id is None else {"id": call.id, "type": "function"}
+    return {"index": call.index, **own, "function": _function(call)}
+
+
+def _function(call: ToolCallDelta) -> dict[str, Any]:
+    name = {} if call.name is None else {"name": call.name}
+    return {**name, "arguments": call.arguments}

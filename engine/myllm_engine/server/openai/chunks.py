@@ -14,14 +14,17 @@ from ..generation import Generation
 DONE = b"data: [DONE]\n\n"
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-    """Return the `usage` object."""
-    return {
+def usage(prompt_tokens: int, completion_tokens: int, reasoning_tokens: int | None = None) -> dict[str, Any]:
+    """Return the `usage` object; it tells of thoughts only where they are told apart."""
+    counts: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "completion_tokens": completion_tokens,
         "prompt_tokens_details": None,
     }
+    if reasoning_tokens is not None:
+        counts["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
+    return counts
 
 
 class ChunkWriter:
@@ -78,4 +81,5 @@ class ChunkWriter:
         return b',"usage":null' if self._include_usage else b""
 
     def _counts(self) -> bytes:
-        return orjson.dumps(usage(self._generation.prompt_tokens, self._generation.completion_tokens))
+        made = self._generation
+        return orjson.dumps(usage(made.prompt_tokens, made.completion_tokens, made.reasoning_tokens))

@@ -8,96 +8,21 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
-from typing import Literal
 
 from fastapi import Request as HttpRequest
 
-from ...request import FinishReason, Request, TokenLogprob
+from ...errors import InvalidRequestError
+from ...request import Request
+from ..errors import invalid
 from ..generation import Generation, encode, until_disconnect
 from ..settings import ServerContext
+from .answer import AnswerForm
 from .chat_request import ChatRequest
+from .deltas import ChatFinishReason, Delta, Reply, ToolCall, ToolCallDelta
 from .logprobs import check_limit
 from .models import resolve_model
 
-# "tool_calls": the model calls tools, and waits for what they return.
-ChatFinishReason = FinishReason | Literal["tool_calls"]
-
-
-@dataclass(slots=True)
-class ToolCallDelta:
-    """Carry what one tool call gained.
-
-    Attributes:
-        index: which call of the choice, from 0.
-        id: on the call's first delta only; None afterwards.
-        name: the function's; on the call's first delta only.
-        arguments: a fragment of their JSON text.
-    """
-
-    index: int
-    id: str | None = None
-    name: str | None = None
-    arguments: str = ""
-
-
-@dataclass(slots=True)
-class ToolCall:
-    """Hold a whole tool call; `arguments` is their JSON text."""
-
-    id: str
-    name: str
-    arguments: str = ""
-
-
-@dataclass(slots=True)
-class Delta:
-    """Carry what one choice gained since its previous delta.
-
-    Attributes:
-        index: which of the request's `n` choices.
-        text: new text of the answer; may be empty.
-        reasoning: new text of what the model thinks before it answers; may be empty.
-        tool_calls: what its tool calls gained.
-        token_ids: new tokens.
-        logprobs: of the new tokens; empty unless asked for.
-        finish_reason: None while it runs.
-        stop_reason: the stop string or stop token id; None otherwise.
-    """
-
-    index: int
-    text: str = ""
-    reasoning: str = ""
-    tool_calls: list[ToolCallDelta] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    finish_reason: ChatFinishReason | None = None
-    stop_reason: str | int | None = None
-
-
-@dataclass(slots=True)
-class Reply:
-    """Hold one whole choice; the attributes are those of `Delta`, added up."""
-
-    text: str = ""
-    reasoning: str = ""
-    tool_calls: list[ToolCall] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    finish_reason: ChatFinishReason | None = None
-    stop_reason: str | int | None = None
-
-    def add(self, delta: Delta) -> None:
-        """Append what the choice gained."""
-        self.text += delta.text
-        self.reasoning += delta.reasoning
-        for call in delta.tool_calls:
-            if call.id is not None and call.name is not None:
-                self.tool_calls.append(ToolCall(call.id, call.name))
-            self.tool_calls[call.index].arguments += call.arguments
-        self.token_ids += delta.token_ids
-        self.logprobs += delta.logprobs
-        self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
+__all__ = ["ChatFinishReason", "Conversation", "Delta", "Reply", "ToolCall", "ToolCallDelta", "render"]
 
 
 class Conversation:
@@ -107,12 +32,20 @@ class Conversation:
         body: what was asked.
         model: the name to answer with.
         generation: what makes the text; counts its tokens.
+        form: what the answer looks like.
+        role: whose message it is.
     """
 
-    def __init__(self, body: ChatRequest, model: str, generation: Generation) -> None:
+    def __init__(
+        self, body: ChatRequest, model: str, generation: Generation, form: AnswerForm, role: str
+    ) -> None:
         self.body = body
         self.model = model
         self.generation = generation
+        self.form = form
+        self.role = role
+        self._readers = [form.reader() for _ in range(body.n or 1)]
+        self._count_reasoning()
 
     @classmethod
     async def open(
@@ -125,33 +58,38 @@ class Conversation:
             QueueFullError, EngineDeadError: from the engine.
             ClientDisconnectedError: the client left first; nothing runs any more.
         """
+        settings = context.settings
         model = resolve_model(context, body.model)
-        check_limit(body.top_logprobs, context.settings.max_logprobs, "top_logprobs")
-        check_limit(body.prompt_logprobs, context.settings.max_logprobs, "prompt_logprobs")
+        check_limit(body.top_logprobs, settings.max_logprobs, "top_logprobs")
+        check_limit(body.prompt_logprobs, settings.max_logprobs, "prompt_logprobs")
+        form = AnswerForm(body, settings, context.engine.tokenizer)
         params = body.sampling_params(
             max_tokens=body.completion_limit, logprobs=(body.top_logprobs or 0) if body.logprobs else None
         )
+        prompt_token_ids = await render(body, context, http)
         request = Request(
-            prompt_token_ids=await render(body, context, http),
-            params=params,
+            prompt_token_ids=prompt_token_ids,
+            params=form.params(params, prompt_token_ids),
             request_id=request_id or uuid.uuid4().hex,
             priority=body.priority or 0,
             cache_salt=body.cache_salt,
         )
-        return cls(body, model, await Generation.open(context, [request], http))
+        role = settings.response_role if body.add_generation_prompt is not False else body.messages[-1].role
+        try:
+            generation = await Generation.open(context, [request], http)
+        except InvalidRequestError as error:
+            if error.param == "tools":
+                raise invalid(f"The tools cannot be called as described: {error}", "tools") from error
+            raise
+        return cls(body, model, generation, form, role)
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """Yield what the choices gain, as it comes."""
         async for _, output in self.generation:
-            for sequence in output.outputs:
-                yield Delta(
-                    sequence.index,
-                    sequence.text,
-                    token_ids=sequence.token_ids,
-                    logprobs=sequence.logprobs or [],
-                    finish_reason=sequence.finish_reason,
-                    stop_reason=sequence.stop_reason,
-                )
+            deltas = [self._readers[sequence.index].read(sequence) for sequence in output.outputs]
+            self._count_reasoning()
+            for delta in deltas:
+                yield delta
 
     async def collect(self, http: HttpRequest) -> list[Reply]:
         """Return the choices when all have ended, and close."""
@@ -171,21 +109,33 @@ class Conversation:
         """Abort what still runs."""
         await self.generation.aclose()
 
+    def _count_reasoning(self) -> None:
+        if self.form.reasons:
+            self.generation.reasoning_tokens = sum(reader.reasoning_tokens for reader in self._readers)
+
 
 async def render(body: ChatRequest, context: ServerContext, http: HttpRequest) -> list[int]:
     """Return the token ids of a conversation's prompt.
 
     Raises:
         InvalidRequestError: there is no chat template, or it refuses the messages.
+        ProblemError: the request brings a template, and the server does not trust it.
         ClientDisconnectedError: the client left first.
     """
+    if body.chat_template is not None and not context.settings.trust_request_chat_template:
+        raise invalid(
+            "`chat_template` is a program that this server does not run for its clients; "
+            "the server allows it with --trust-request-chat-template",
+            "chat_template",
+        )
     # Templates are programs: a slow one must not hold up the streams of others.
     rendering = context.readers.run(
         context.engine.tokenizer.render_chat,
         [message.for_template() for message in body.messages],
         add_generation_prompt=body.add_generation_prompt is not False,
         continue_final_message=bool(body.continue_final_message),
-        **(body.chat_template_kwargs or {}),
+        chat_template=body.chat_template,
+        **body.template_variables(context.settings.default_chat_template_kwargs),
     )
     prompt = await until_disconnect(http, rendering)
     # The template writes the special tokens itself.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ..fields import StrictModel, refusal
+
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+# Content parts by their type, besides which nothing is read.
+_PART_TYPES = ("text", "refusal")
 
 
 class TextPart(StrictModel):
@@ -16,61 +21,145 @@ class TextPart(StrictModel):
     text: str
 
 
+class RefusalPart(StrictModel):
+    """Hold the assistant's refusal, as OpenAI's models word it."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        """Return the words."""
+        return self.refusal
+
+
+Part = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
+
+
+class FunctionCall(StrictModel):
+    """Hold which function was called, and with what."""
+
+    name: str = Field(min_length=1)
+    arguments: str = Field(description="A JSON object, as text.")
+
+    @field_validator("arguments")
+    @classmethod
+    def _is_object(cls, text: str) -> str:
+        try:
+            # The text of a call without arguments is empty in some clients.
+            value = json.loads(text or "{}")
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise refusal(f"`arguments` must be a JSON object, as text; got {text[:50]!r}")
+        return text
+
+    def for_template(self) -> dict[str, Any]:
+        """Return the call with its arguments read: templates write them as JSON themselves."""
+        return {"name": self.name, "arguments": json.loads(self.arguments or "{}")}
+
+
+class MessageToolCall(StrictModel):
+    """Hold one call in an assistant's message."""
+
+    # Clients send back the calls of a stream as they came.
+    no_effect: ClassVar[frozenset[str]] = frozenset({"index"})
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+    def for_template(self) -> dict[str, Any]:
+        """Return the call as chat templates expect it."""
+        own = {} if self.id is None else {"id": self.id}
+        return {**own, "type": "function", "function": self.function.for_template()}
+
+
 class Message(StrictModel):
     """Hold one message of a conversation."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "audio": (),
-        "function_call": (),
-        "tool_call_id": (),
-        "tool_calls": ([],),
-    }
-    # Past thoughts and refusals are not part of what templates of non-reasoning models render.
-    no_effect: ClassVar[frozenset[str]] = frozenset(
-        {"annotations", "reasoning", "reasoning_content", "refusal"}
-    )
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"audio": ()}
+    no_effect: ClassVar[frozenset[str]] = frozenset({"annotations"})
 
     role: str
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
+    content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
     name: str | None = None
+    refusal: str | None = Field(
+        None, description="Of the assistant; stands for its content where there is none."
+    )
+    reasoning: str | None = Field(None, description="What the assistant thought.")
+    reasoning_content: str | None = Field(None, description="The same, by its older name.")
+    tool_calls: Annotated[list[MessageToolCall], Field(fail_fast=True)] | None = Field(
+        None, description="Of the assistant."
+    )
+    tool_call_id: str | None = Field(None, description="Which call a tool's message answers.")
+    function_call: FunctionCall | None = Field(
+        None, description="OpenAI's form of a single call before 2023-11."
+    )
 
     @field_validator("role")
     @classmethod
     def _known_role(cls, role: str) -> str:
-        if role in ("tool", "function"):
-            raise refusal(f"Messages of the role {role!r} are not supported by this server yet")
-        if role not in ("system", "developer", "user", "assistant"):
-            raise refusal(f"Unknown role {role[:50]!r}; the roles are system, developer, user and assistant")
+        if role not in _ROLES:
+            raise refusal(
+                f"Unknown role {role[:50]!r}; the roles are {', '.join(_ROLES[:-1])} and {_ROLES[-1]}"
+            )
         return role
 
     @field_validator("content", mode="before")
     @classmethod
-    def _text_only(cls, content: Any) -> Any:
+    def _known_parts(cls, content: Any) -> Any:
         if isinstance(content, list):
             for part in content:
                 kind = part.get("type") if isinstance(part, dict) else None
-                if isinstance(kind, str) and kind != "text":
+                if isinstance(kind, str) and kind not in _PART_TYPES:
                     raise refusal(
                         f"Content parts of the type {kind[:50]!r} are not supported by this server yet"
                     )
         return content
 
     @model_validator(mode="after")
-    def _has_content(self) -> Message:
-        if self.content is None:
+    def _fits_its_role(self) -> Message:
+        calls = bool(self.tool_calls) or self.function_call is not None
+        if calls and self.role != "assistant":
+            field = "tool_calls" if self.tool_calls else "function_call"
+            raise refusal(
+                f"Only the assistant's messages have `{field}`; this one is the {self.role}'s", field
+            )
+        if self.tool_calls and self.function_call is not None:
+            raise refusal("`function_call` and `tool_calls` exclude each other", "function_call")
+        if self.tool_call_id is not None and self.role != "tool":
+            raise refusal("Only messages of the role 'tool' have a `tool_call_id`", "tool_call_id")
+        if self.role == "function" and self.name is None:
+            raise refusal("`name` is required of the role 'function': the function that answers", "name")
+        if self.content is None and not calls and self.refusal is None:
             raise refusal("`content` is required", "content")
         return self
+
+    @property
+    def text(self) -> str:
+        """Return the content as one string."""
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content)
+        return self.content if self.content is not None else self.refusal or ""
 
     def for_template(self) -> dict[str, Any]:
         """Return the message as chat templates expect it: the content as one string.
 
-        `developer` is what OpenAI renamed `system` to; templates know the old name.
+        `developer` is what OpenAI renamed `system` to, and `function` is what it renamed to `tool`.
         """
-        if isinstance(self.content, list):
-            content = "\n".join(part.text for part in self.content)
-        else:
-            content = self.content or ""
-        message = {"role": "system" if self.role == "developer" else self.role, "content": content}
+        role = {"developer": "system", "function": "tool"}.get(self.role, self.role)
+        message: dict[str, Any] = {"role": role, "content": self.text}
         if self.name is not None:
             message["name"] = self.name
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        if self.tool_calls:
+            message["tool_calls"] = [call.for_template() for call in self.tool_calls]
+        elif self.function_call is not None:
+            message["tool_calls"] = [{"type": "function", "function": self.function_call.for_template()}]
+        reasoning = self.reasoning or self.reasoning_content
+        if reasoning:
+            # Each template reads one of the two.
+            message["reasoning"] = message["reasoning_content"] = reasoning
         return message
