@@ -15,7 +15,7 @@ from .anthropic.errors import render as render_anthropic
 from .auth import ApiKeyMiddleware
 from .body_limit import BodyLimitMiddleware
 from .errors import Problem, diagnose
-from .openai import chat, completions, models
+from .openai import batch, chat, completions, models
 from .openai.errors import render as render_openai
 from .openai.responses import routes as responses
 from .openai.responses.store import ResponseStore
@@ -41,7 +41,7 @@ def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
     )
     app.state.context = ServerContext(engine, settings, version, int(time.time()))
     app.state.responses = ResponseStore(settings.max_stored_responses)
-    for module in (system, models, completions, chat, responses, messages, info, generate):
+    for module in (system, models, completions, chat, batch, responses, messages, info, generate):
         app.include_router(module.router)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_size)
     if settings.api_keys:

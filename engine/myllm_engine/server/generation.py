@@ -103,7 +103,7 @@ class Generation:
             ClientDisconnectedError: the client left first; nothing runs any more.
         """
         engine = context.engine
-        _check_room(engine, sum(request.params.num_sequences for request in requests))
+        check_room(engine, sum(request.params.num_sequences for request in requests))
         for request in requests:
             # Compiles the constraint, which takes from 1 ms to seconds.
             await until_disconnect(http, engine.prepare(request))
@@ -161,7 +161,7 @@ class Generation:
         )
 
 
-def _check_room(engine: AsyncEngine, sequences: int) -> None:
+def check_room(engine: AsyncEngine, sequences: int) -> None:
     """Refuse what would be told to come back later for ever. The engine knows of single requests only."""
     config = engine.config
     if config.max_queue is not None and sequences > config.max_num_seqs + config.max_queue:

@@ -121,6 +121,50 @@ def test_tokens_are_counted(client, ask):
     assert count.input_tokens == usage.input_tokens + usage.cache_read_input_tokens
 
 
+# Tools
+
+WEATHER = {
+    "name": "get_weather",
+    "description": "Tell the weather in a city.",
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+}
+ASK = [{"role": "user", "content": "What is the weather in Oslo?"}]
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}])
+def test_a_call_and_its_result(ask, choice):
+    choice = {**choice, "disable_parallel_tool_use": True}
+    message = ask(ASK, tools=[WEATHER], tool_choice=choice)
+    [call] = message.content
+    assert (call.type, call.name) == ("tool_use", "get_weather")
+    assert list(call.input) == ["city"]
+    assert message.stop_reason == "tool_use"
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": [{"type": "text", "text": "Snow."}]}
+    history = [*ASK, {"role": "assistant", "content": message.content}]
+    answer = ask(
+        [*history, {"role": "user", "content": [result]}], tools=[WEATHER], tool_choice={"type": "none"}
+    )
+    assert answer.content[0].type == "text"
+    again = ask([*history, {"role": "user", "content": [{**result, "is_error": True}]}], max_tokens=1)
+    assert again.usage.input_tokens > 0
+
+
+def test_a_streamed_call_joins_to_the_plain_one(client, ask):
+    arguments = {"tools": [WEATHER], "tool_choice": {"type": "any", "disable_parallel_tool_use": True}}
+    plain = ask(ASK, **arguments).content
+    with client.messages.stream(model="smollm2", messages=ASK, max_tokens=40, extra_body={"temperature": 0}, **arguments) as stream:  # fmt: skip
+        pieces = [event.partial_json for event in stream if event.type == "input_json"]
+        final = stream.get_final_message()
+    assert len(pieces) > 1
+    assert final.content[0].input == plain[0].input
+    assert final.stop_reason == "tool_use"
+
+
 # Streams
 
 

@@ -37,6 +37,7 @@ def generation():
         prompt_tokens=7,
         completion_tokens=10,
         cached_tokens=4,
+        reasoning_tokens=2,
         requests=[SimpleNamespace(params=SamplingParams(temperature=0.5))],
     )
 

@@ -297,6 +297,64 @@ def test_an_empty_answer_is_an_empty_message(scripted, said):
         ]
 
 
+# Tools
+
+WEATHER = {
+    "type": "function",
+    "name": "get_weather",
+    "description": "Tell the weather in a city.",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+    "strict": True,
+}
+TIME = {"type": "function", "name": "get_time", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}}  # fmt: skip
+ASK = "What is the weather in Oslo?"
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "required",
+        {"type": "function", "name": "get_weather"},
+        {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "get_weather"}]},
+    ],
+)
+def test_a_call_and_its_output(ask, choice):
+    tools = [WEATHER] if choice == "required" else [TIME, WEATHER]
+    response = ask(ASK, tools=tools, tool_choice=choice, parallel_tool_calls=False, max_output_tokens=60)
+    [call] = response.output
+    assert (call.type, call.name, call.status) == ("function_call", "get_weather", "completed")
+    assert call.id.startswith("fc_")
+    assert list(json.loads(call.arguments)) == ["city"]
+    assert response.tools[-1].parameters == WEATHER["parameters"]
+    assert not response.parallel_tool_calls
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "Snow, -3 degrees."}
+    arguments = {"tools": tools, "max_output_tokens": 12}
+    chained = ask([output], previous_response_id=response.id, tool_choice="none", **arguments)
+    resent = ask(
+        [{"role": "user", "content": ASK}, call.model_dump(), output], tool_choice="none", **arguments
+    )
+    assert chained.output_text == resent.output_text != ""
+    assert chained.usage.input_tokens == resent.usage.input_tokens > response.usage.input_tokens - 200
+
+
+def test_a_streamed_call_joins_to_the_plain_one(client, ask):
+    arguments = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False}
+    plain = ask(ASK, **arguments, max_output_tokens=60).output[0]
+    events = list(ask(ASK, **arguments, max_output_tokens=60, stream=True))
+    deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    assert len(deltas) > 1
+    assert "".join(deltas) == plain.arguments
+    [done] = [event for event in events if event.type == "response.function_call_arguments.done"]
+    assert (done.name, done.arguments) == (plain.name, plain.arguments)
+    assert events[-1].type == "response.completed"
+    assert events[-1].response.output[0].arguments == plain.arguments
+
+
 # Stored responses
 
 

@@ -164,7 +164,8 @@ def as_messages(system: Iterable[Text], turns: Iterable[Message]) -> list[dict[s
         for block in rest:
             _put(messages[-1], block)
     for message in messages:
-        message["content"] = _joined(message.get("content"))
+        if "content" in message or "tool_calls" not in message:
+            message["content"] = _joined(message.get("content", []))
     return messages
 
 
@@ -192,10 +193,8 @@ def _part(block: Any) -> dict[str, Any]:
     return {"type": "text", "text": block.text}
 
 
-def _joined(parts: list[dict[str, Any]] | None) -> str | list[dict[str, Any]] | None:
+def _joined(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
     """Return content of a single text as that text: every template takes it."""
-    if parts is None:
-        return None
     if not parts:
         return ""
     return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts

@@ -111,7 +111,7 @@ class PromptRequest(StrictModel):
     tools: (
         Annotated[
             list[Annotated[Any, BeforeValidator(_read_tool, json_schema_input_type=Tool)]],
-            Field(fail_fast=True, max_length=1024),
+            Field(fail_fast=True, max_length=128),
         ]
         | None
     ) = Field(None, description="Functions that the model may call.")

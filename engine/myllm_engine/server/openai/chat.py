@@ -42,21 +42,25 @@ async def _collect(
     conversation: Conversation, head: dict[str, Any], tokenizer: Tokenizer, http: HttpRequest
 ) -> dict[str, Any]:
     body, generation = conversation.body, conversation.generation
-    choices = [
-        {
-            "index": index,
-            "message": _message(conversation, reply),
-            "logprobs": chat_logprobs(tokenizer, reply.logprobs) if body.logprobs else None,
-            "finish_reason": _finish_reason(body, reply.finish_reason),
-            "stop_reason": reply.stop_reason,
-        }
-        for index, reply in enumerate(await conversation.collect(http))
-    ]
+    replies = await conversation.collect(http)
+    choices = [choice(conversation, index, reply, tokenizer) for index, reply in enumerate(replies)]
     counts = usage(generation.prompt_tokens, generation.completion_tokens, generation.reasoning_tokens)
     prompt: dict[str, Any] = {}
     if body.prompt_logprobs is not None:
         prompt["prompt_logprobs"] = prompt_logprobs(tokenizer, generation.prompt_logprobs[0] or [])
     return {**head, "choices": choices, "usage": counts, **prompt}
+
+
+def choice(conversation: Conversation, index: int, reply: Reply, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return one choice of a whole answer."""
+    body = conversation.body
+    return {
+        "index": index,
+        "message": _message(conversation, reply),
+        "logprobs": chat_logprobs(tokenizer, reply.logprobs) if body.logprobs else None,
+        "finish_reason": _finish_reason(body, reply.finish_reason),
+        "stop_reason": reply.stop_reason,
+    }
 
 
 def _message(conversation: Conversation, reply: Reply) -> dict[str, Any]:

@@ -229,6 +229,9 @@ def as_messages(items: Iterable[AnyItem]) -> list[dict[str, Any]]:
             turn("content")["content"] = _content(item.content)
         elif isinstance(item, Message):
             messages.append({"role": item.role, "content": _content(item.content)})
+    for message in messages:
+        if "tool_calls" not in message:
+            message.setdefault("content", "")  # thoughts that led to nothing
     return messages
 
 

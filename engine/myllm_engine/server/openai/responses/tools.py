@@ -41,7 +41,7 @@ def _read_tool(value: Any) -> Any:
 
 
 Tool = Annotated[Any, BeforeValidator(_read_tool, json_schema_input_type=FunctionTool)]
-Tools = Annotated[list[Tool], Field(fail_fast=True, max_length=1024)]
+Tools = Annotated[list[Tool], Field(fail_fast=True, max_length=128)]
 
 
 class NamedTool(StrictModel):
@@ -49,6 +49,10 @@ class NamedTool(StrictModel):
 
     type: str
     name: str
+
+    def for_chat(self) -> dict[str, Any]:
+        """Return the name as chat completions write it."""
+        return {"type": "function", "function": {"name": self.name}}
 
 
 class AllowedTools(StrictModel):
@@ -94,16 +98,13 @@ def check_choice(choice: Choice | None, tools: list[FunctionTool]) -> None:
 
 
 def for_chat(choice: Choice, tools: list[FunctionTool]) -> dict[str, Any]:
-    """Return `tools` and `tool_choice` as chat completions write them.
-
-    What is not among the allowed tools is left out: the model can then neither call it nor know of it.
-    """
+    """Return `tools` and `tool_choice` as chat completions write them."""
     if not tools:
         return {}
-    if isinstance(choice, AllowedTools):
-        allowed = {tool.name for tool in choice.tools}
-        tools, choice = [tool for tool in tools if tool.name in allowed], choice.mode
     chosen: Any = choice
     if isinstance(choice, NamedTool):
-        chosen = {"type": "function", "function": {"name": choice.name}}
+        chosen = choice.for_chat()
+    elif isinstance(choice, AllowedTools):
+        allowed = {"mode": choice.mode, "tools": [tool.for_chat() for tool in choice.tools]}
+        chosen = {"type": "allowed_tools", "allowed_tools": allowed}
     return {"tools": [tool.for_chat() for tool in tools], "tool_choice": chosen}

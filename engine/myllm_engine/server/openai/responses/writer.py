@@ -74,7 +74,6 @@ class ResponseWriter:
         self._events = Events()
         self._item: OutputItem | None = None
         self._logprobs: list[dict[str, Any]] = []
-        self._reasoning_tokens = 0
         self._finish_reason: str | None = None
 
     @property
@@ -98,10 +97,8 @@ class ResponseWriter:
         """Put what the model said next where it belongs."""
         events: list[bytes] = []
         self._finish_reason = delta.finish_reason
-        if delta.reasoning:
-            self._reasoning_tokens += 0 if delta.text or delta.tool_calls else len(delta.token_ids)
-            if self._show_reasoning:
-                events += self._add_reasoning(delta.reasoning)
+        if delta.reasoning and self._show_reasoning:
+            events += self._add_reasoning(delta.reasoning)
         if delta.logprobs and not (delta.reasoning or delta.tool_calls):
             self._logprobs += chat_logprobs(self._tokenizer, delta.logprobs)["content"]
         if delta.text:
@@ -180,6 +177,6 @@ class ResponseWriter:
             "input_tokens": prompt,
             "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
             "output_tokens": completion,
-            "output_tokens_details": {"reasoning_tokens": self._reasoning_tokens},
+            "output_tokens_details": {"reasoning_tokens": generation.reasoning_tokens or 0},
             "total_tokens": prompt + completion,
         }
