@@ -57,7 +57,9 @@ def main() -> None:
     start = time.monotonic()
     with console.status("Starting …") as status:
         try:
-            measured = run(settings, chosen, status.update, partial(console.print, markup=False))
+            # Where nobody looks a log is left.
+            say = status.update if console.is_terminal else partial(console.print, markup=False)
+            measured = run(settings, chosen, say, partial(console.print, markup=False))
         except WorkerError as error:
             raise SystemExit(f"{error}; its own words are above.") from None
     verdicts = list(report.judge(measured))

@@ -23,7 +23,7 @@ from .runner import ModelRunner
 from .sampler import draw_tokens
 from .scheduler import Scheduler
 from .sequence import Matcher, PreparedRequest, Sequence
-from .speculative import make_speculator
+from .speculative import draft_forced, make_speculator
 from .stats import EngineStats
 from .structured import GrammarCompiler, allowed_tokens
 from .tokenizer import Tokenizer, load_tokenizer
@@ -225,8 +225,11 @@ class Engine:
         """
         started = time.perf_counter()
         previous, self._in_flight = self._in_flight, None
-        if self._speculator is not None:
-            self._speculator.propose([item for item in self._scheduler.running if _draws_alone(item)])
+        if not self._runs_ahead:  # drafts follow tokens that are known
+            drawing = [item for item in self._scheduler.running if _draws_alone(item)]
+            draft_forced(drawing)
+            if self._speculator is not None:
+                self._speculator.propose(drawing)
         launched = self._launch(previous)
         outputs = [] if previous is None else self._delivery.finish(previous)
         if launched is None:

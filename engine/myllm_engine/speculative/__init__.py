@@ -8,5 +8,6 @@ the logits are equal.
 
 from .build import make_speculator
 from .control import Speculator
+from .forced import draft_forced
 
-__all__ = ["Speculator", "make_speculator"]
+__all__ = ["Speculator", "draft_forced", "make_speculator"]

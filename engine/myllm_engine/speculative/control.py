@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from ..batch import Batch
 from ..sequence import Sequence
-from ..structured import forced_tokens, valid_drafts
+from ..structured import valid_drafts
 
 # Weight of the newest observation in running means: about the last ten steps count.
 _WEIGHT = 0.1
@@ -69,13 +69,11 @@ class _Record:
         rate: share of proposed tokens that were right, lately.
         pause: tokens that it was last left alone for.
         resume: no proposals before the sequence has so many tokens.
-        length: tokens the sequence had when it was last given drafts.
     """
 
     rate: float = 0.7
     pause: int = 0
     resume: int = 0
-    length: int = 0
 
 
 class Speculator:
@@ -94,31 +92,33 @@ class Speculator:
         self._proposer = proposer
         self._num_tokens = num_tokens
         self._records: WeakKeyDictionary[Sequence, _Record] = WeakKeyDictionary()
+        # Those that were given drafts for this step, and how many tokens they had.
+        self._drafted: dict[Sequence, int] = {}
         self._cost = StepCost()
         self.num_drafted = 0
         self.num_accepted = 0
 
     def propose(self, running: list[Sequence]) -> None:
-        """Set the drafts of those sequences for which it pays."""
+        """Set the drafts of those sequences that have none and for which it pays."""
         decoding = [sequence for sequence in running if sequence.num_uncomputed == 1]
         share = self._cost.share(len(decoding))
+        self._drafted = {}
         wanted = {}
         for sequence in decoding:
+            if sequence.drafts:
+                continue
             record = self._records.setdefault(sequence, _Record())
             # The last token of a completion is drawn, not proposed.
             room = sequence.max_total_tokens - len(sequence.token_ids) - 1
             if room > 0 and len(sequence.token_ids) >= record.resume:
                 wanted[sequence] = min(self._length(record.rate, share), room)
         proposals = self._proposer.propose(wanted)
-        for sequence, count in wanted.items():
-            drafts = proposals.get(sequence, [])
+        for sequence, drafts in proposals.items():
             if sequence.matcher is not None:
-                # Where the grammar leaves one way to go on, that is right for certain.
-                drafts = forced_tokens(sequence.matcher)[:count] or drafts
                 drafts = drafts[: valid_drafts(sequence.matcher, drafts)]
             if drafts:
                 sequence.drafts = drafts
-                self._records[sequence].length = len(sequence.token_ids)
+                self._drafted[sequence] = len(sequence.token_ids)
 
     def observe(self, batch: Batch, seconds: float) -> None:
         """Look at what became of a step's drafts, and at the time it took."""
@@ -127,13 +127,13 @@ class Speculator:
         num_decoding = len(batch.scheduled)
         for row in batch.rows:
             # The first row of those with drafts stands for the sequence.
-            if row.num_drafted and not row.drafts:
+            if row.num_drafted and not row.drafts and row.sequence in self._drafted:
                 self._settle(row.sequence, row.num_drafted, self._cost.share(num_decoding))
 
     def _settle(self, sequence: Sequence, proposed: int, share: float) -> None:
         record = self._records[sequence]
         # One token is drawn in any case, unless the request failed.
-        accepted = max(0, len(sequence.token_ids) - record.length - 1)
+        accepted = max(0, len(sequence.token_ids) - self._drafted[sequence] - 1)
         self.num_drafted += proposed
         self.num_accepted += accepted
         record.rate += 2 * _WEIGHT * (accepted / proposed - record.rate)
