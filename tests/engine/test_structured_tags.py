@@ -17,6 +17,12 @@ WEATHER = {
     "required": ["city"],
     "additionalProperties": False,
 }
+PAIR = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}, "b": {"type": "array", "items": {"type": "integer"}}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
 TOOLS = {
     "type": "structural_tag",
     "structures": [
@@ -134,6 +140,40 @@ def matches(tokenizer):
             ['no "\\n', "<n>1/2</n>"],
             ["", "no", "<n>1/2</n>no"],
         ),
+        (
+            {
+                "format": {
+                    "type": "sequence",
+                    "elements": [
+                        {"type": "optional", "content": tag("(", {"type": "any_text"}, ")")},
+                        {
+                            "type": "tags_with_separator",
+                            "tags": [NUMBER],
+                            "separator": "",
+                            "at_least_one": True,
+                        },
+                    ],
+                }
+            },
+            ["<n>1/2</n>", "(so <n> it is)<n>1/2</n><n>3/4</n>"],
+            ["", "(so it is)", "(so it is <n>1/2</n>"],
+        ),
+        (
+            {"format": {"type": "sequence", "elements": [tag("", {"type": "any_text"}, "</think>"), NUMBER]}},
+            ["so</think><n>1/2</n>", "</think><n>1/2</n>"],
+            ["<n>1/2</n>", "so</think>"],
+        ),
+        # Keys of our own.
+        (
+            {"format": {**json_of(PAIR), "separators": [", ", ": "]}},
+            ['{"a": 1, "b": [2, 3]}'],
+            ['{"a":1,"b":[2,3]}', '{"a": 1, "b": [2,3]}', '{"a": 1,  "b": [2, 3]}'],
+        ),
+        (
+            {"format": {**json_of(PAIR), "whitespace_pattern": "[ ]{0,2}"}},
+            ['{"a":1,"b":[2,3]}', '{ "a" :  1, "b":[2, 3] }'],
+            ['{   "a":1,"b":[2,3]}'],
+        ),
         # Special tokens stand for themselves, and nowhere else.
         (
             {
@@ -170,9 +210,11 @@ def test_what_a_tag_takes(matches, document, yes, no):
             "line 1: there is no rule `a`",
         ),
         ({"format": json_of({"uniqueItems": True, "type": "array"})}, "uniqueItems"),
+        ({"format": {**json_of(PAIR), "separators": [","]}}, "`separators` must hold two strings"),
+        ({"format": {**json_of(PAIR), "separators": 5}}, "`separators` must be a list"),
         (
-            {"format": {"type": "tag", "begin": "", "content": {}, "end": ""}},
-            "`begin` must be a string, not empty",
+            {"format": tag("", {"type": "regex", "pattern": ""}, "")},
+            "`pattern` must be a string, not empty",
         ),
     ],
 )

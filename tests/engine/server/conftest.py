@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -78,6 +79,7 @@ class ByteTokenizer:
 
     chat_template = None
     eos_token_ids = frozenset({256})
+    special_tokens = MappingProxyType({"<end>": 256})
     vocab_size = 257
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -167,6 +169,12 @@ def scripted() -> Scripted:
             yield live
 
     return serve
+
+
+@pytest.fixture(scope="session", name="serve")
+def serve_fixture() -> Callable[..., AbstractContextManager[Live]]:
+    """Hand `serve_engine` on: test modules cannot import from here."""
+    return serve_engine
 
 
 @pytest.fixture(scope="session", name="said")
