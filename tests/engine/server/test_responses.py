@@ -594,6 +594,11 @@ TOOL = {"type": "function", "name": "f", "parameters": {"type": "object", "prope
         ({"input": "x", "prompt": {"id": "p"}}, "prompt", "OpenAI's"),
         ({"input": "x", "conversation": "conv_1"}, "conversation", "`previous_response_id`"),
         ({"input": "x", "logit_bias": {"x": 1}}, "logit_bias", "token ids"),
+        ({"input": "x", "max_output_tokens": 10**6}, "max_output_tokens", "lower `max_output_tokens`"),
+        ({"input": "word " * 9000}, "input", "maximum context length"),
+        ({"input": "x", "reasoning": {"effort": "huge"}}, "reasoning.effort", "`reasoning.effort` must be one of"),
+        ({"input": "x", "tools": [{**TOOL, "name": "a b"}]}, "tools[0].function.name", "A function's name"),
+        ({"input": "x", "tools": [{**TOOL, "parameters": {"maximum": 10**30}}], "tool_choice": "none"}, None, "cannot repeat"),
         ({"input": "x", "chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "must not set `messages`"),
     ],
 )  # fmt: skip
@@ -620,6 +625,13 @@ def test_what_is_not_there(http, method, path, status):
     answer = http.request(method, path)
     assert answer.status_code == status
     assert answer.json()["error"]["code"] == status
+
+
+@pytest.mark.parametrize("field", ["user", "input", "instructions"])
+def test_half_a_surrogate_pair_is_a_400(http, field):
+    content = json.dumps({"input": "x", field: "\ud800"})
+    answer = http.post("/v1/responses", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
 
 
 def test_unknown_names_are_404(http):

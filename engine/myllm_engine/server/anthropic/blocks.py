@@ -5,10 +5,10 @@ Types: `anthropic/types/*_block_param.py` of the anthropic package.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
-import orjson
 from pydantic import BeforeValidator, Field
 
 from ..fields import StrictModel, refusal
@@ -133,7 +133,7 @@ _OF_ROLE: dict[str, tuple[type[StrictModel], ...]] = {
 }
 
 
-class Message(StrictModel):
+class Turn(StrictModel):
     """Hold one turn of a conversation."""
 
     role: Literal["user", "assistant", "system"]
@@ -147,7 +147,7 @@ def check_blocks(role: str, blocks: Iterable[Any]) -> None:
             raise refusal(f"Blocks of the type {block.type!r} do not belong to the role {role!r}", "content")
 
 
-def as_messages(system: Iterable[Text], turns: Iterable[Message]) -> list[dict[str, Any]]:
+def as_messages(system: Iterable[Text], turns: Iterable[Turn]) -> list[dict[str, Any]]:
     """Return the messages of a chat: consecutive ones of a role are one, tool results have their own."""
     messages: list[dict[str, Any]] = []
     if parts := [_part(block) for block in system]:
@@ -171,7 +171,7 @@ def as_messages(system: Iterable[Text], turns: Iterable[Message]) -> list[dict[s
 
 def _put(message: dict[str, Any], block: Any) -> None:
     if isinstance(block, ToolUse):
-        function = {"name": block.name, "arguments": orjson.dumps(block.input).decode()}
+        function = {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)}
         call = {"id": block.id, "type": "function", "function": function}
         message.setdefault("tool_calls", []).append(call)
     elif isinstance(block, Thinking):

@@ -12,11 +12,12 @@ from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
 from ..fields import StrictModel, refusal
 from ..openai.protocol import Texts
-from .blocks import CACHE, Content, Message, ToolUse, as_messages, check_blocks
+from .blocks import CACHE, Content, ToolUse, Turn, as_messages, check_blocks
 
-# What chat requests call the fields.
-CHAT_NAMES = {
+# What clients call the fields that have other names in chat requests and in the engine.
+NAMES = {
     "max_completion_tokens": "max_tokens",
+    "prompt": "messages",
     "reasoning_effort": "output_config.effort",
     "response_format": "output_config.format",
     "stop": "stop_sequences",
@@ -99,14 +100,14 @@ class OutputConfig(StrictModel):
     format: OutputFormat | None = None
 
 
-class PromptRequest(StrictModel):
+class MessagesPrompt(StrictModel):
     """Hold what makes the prompt of an answer: all that is needed to count its tokens."""
 
     # They concern Anthropic's service.
     no_effect: ClassVar[frozenset[str]] = CACHE | {"speed", "user_profile_id", "workspace_id"}
 
     model: str | None = Field(None, description="A served name; may be left out.")
-    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=4096)
+    messages: Annotated[list[Turn], Field(fail_fast=True)] = Field(min_length=1, max_length=4096)
     system: Content | None = Field(None, description="A text, or blocks of text.")
     tools: (
         Annotated[
@@ -123,7 +124,7 @@ class PromptRequest(StrictModel):
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the chat template.")
 
     @model_validator(mode="after")
-    def _in_place(self) -> PromptRequest:
+    def _in_place(self) -> MessagesPrompt:
         check_blocks("system", self.system or ())
         for message in self.messages:
             check_blocks(message.role, message.content)
@@ -170,7 +171,7 @@ class PromptRequest(StrictModel):
         return {"enable_thinking": self.thinking.type != "disabled", **(self.chat_template_kwargs or {})}
 
 
-class MessagesRequest(PromptRequest):
+class MessagesRequest(MessagesPrompt):
     """Ask for the next message of a conversation."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
@@ -183,7 +184,7 @@ class MessagesRequest(PromptRequest):
         "watermarking": (),
     }
     # As above, or about images handed between vLLM's servers.
-    no_effect: ClassVar[frozenset[str]] = PromptRequest.no_effect | {
+    no_effect: ClassVar[frozenset[str]] = MessagesPrompt.no_effect | {
         "diagnostics",
         "inference_geo",
         "metadata",

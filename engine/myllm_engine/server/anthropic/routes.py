@@ -13,11 +13,11 @@ from ..errors import diagnose
 from ..generation import until_disconnect
 from ..openai.conversation import Conversation, render
 from ..openai.models import resolve_model
-from ..openai.translation import chat_request
+from ..openai.translation import chat_request, told_as
 from ..responses import EventStream, json_response
 from ..settings import Context
 from .errors import AnthropicRoute, event
-from .request import CHAT_NAMES, MessagesRequest, PromptRequest
+from .request import NAMES, MessagesPrompt, MessagesRequest
 from .writer import MessageWriter
 
 router = APIRouter(route_class=AnthropicRoute, tags=["Anthropic"])
@@ -27,8 +27,9 @@ router = APIRouter(route_class=AnthropicRoute, tags=["Anthropic"])
 async def create_message(body: MessagesRequest, context: Context, http: HttpRequest) -> Response:
     """Write the next message of a conversation, as an object or as events."""
     message_id = f"msg_{uuid.uuid4().hex}"
-    chat = chat_request(body.chat_fields(), CHAT_NAMES)
-    conversation = await Conversation.open(chat, context, http, message_id)
+    with told_as(NAMES):
+        chat = chat_request(body.chat_fields())
+        conversation = await Conversation.open(chat, context, http, message_id)
     writer = MessageWriter(message_id, conversation.model, shows_thinking=body.shows_thinking)
     headers = {"request-id": message_id}
     if body.stream:
@@ -47,11 +48,12 @@ async def create_message(body: MessagesRequest, context: Context, http: HttpRequ
 
 
 @router.post("/v1/messages/count_tokens", summary="Count the tokens of a prompt")
-async def count_tokens(body: PromptRequest, context: Context, http: HttpRequest) -> Response:
+async def count_tokens(body: MessagesPrompt, context: Context, http: HttpRequest) -> Response:
     """Count the tokens of the prompt that a message would have, its tools and system text included."""
     resolve_model(context, body.model)
-    chat = chat_request(body.chat_fields(), CHAT_NAMES)
-    return json_response({"input_tokens": len(await render(chat, context, http))})
+    with told_as(NAMES):
+        prompt = await render(chat_request(body.chat_fields()), context, http)
+    return json_response({"input_tokens": len(prompt)})
 
 
 async def _write(conversation: Conversation, writer: MessageWriter) -> AsyncGenerator[bytes, None]:

@@ -2,37 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
+from ...errors import InvalidRequestError
+from ..errors import Problem, ProblemError, diagnose
 from .chat_request import ChatRequest
 
 
-def chat_request(fields: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
-    """Return the chat request with these fields; those that are None are left out.
+def chat_request(fields: Mapping[str, Any]) -> ChatRequest:
+    """Return the chat request with these fields, as in the body of `POST /v1/chat/completions`.
 
-    Args:
-        fields: as in the body of `POST /v1/chat/completions`.
-        names: what the client calls a field, where that is not the field's own name.
+    Those that are None are left out.
 
     Raises:
-        RequestValidationError: a value that chat requests refuse, told under the client's name.
+        RequestValidationError: a value that chat requests refuse.
     """
     given = {name: value for name, value in fields.items() if value is not None}
     try:
         return ChatRequest.model_validate(given)
     except ValidationError as error:
-        raise RequestValidationError([_renamed(dict(item), names) for item in error.errors()]) from None
+        errors = [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
+        raise RequestValidationError(errors) from None
 
 
-def _renamed(error: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    context = dict(error.get("ctx") or {})
-    location = [str(part) if isinstance(part, str) else part for part in error["loc"]]
-    if location:
-        location[0] = names.get(str(location[0]), location[0])
-    elif context.get("field"):
-        context["field"] = names.get(context["field"], context["field"])
-    return {**error, "loc": ("body", *location), "ctx": context}
+@contextmanager
+def told_as(names: Mapping[str, str]) -> Iterator[None]:
+    """Tell what is wrong with a chat request in the client's names for its fields.
+
+    Args:
+        names: of the client, by those of chat requests and of the engine; others are the same for both.
+
+    Raises:
+        ProblemError: in the place of what chat requests and the engine raise for a client's mistake.
+    """
+    try:
+        yield
+    except (InvalidRequestError, ProblemError, RequestValidationError) as error:
+        raise ProblemError(_renamed(diagnose(error), names)) from error
+
+
+def _renamed(problem: Problem, names: Mapping[str, str]) -> Problem:
+    field = re.split(r"[.\[]", problem.param or "", maxsplit=1)[0]
+    if field not in names:
+        return problem
+    name = names[field]
+    return replace(
+        problem,
+        message=re.sub(rf"`{field}(?=[`.\[])", f"`{name}", problem.message),
+        param=name + (problem.param or "").removeprefix(field),
+    )

@@ -13,14 +13,14 @@ from ...errors import diagnose
 from ...settings import ServerContext
 from ..chat_request import ChatRequest
 from ..conversation import Conversation, render
-from ..translation import chat_request
+from ..translation import chat_request, told_as
 from .items import AnyItem, ItemReference
-from .request import CHAT_NAMES, PromptRequest
+from .request import NAMES, ResponsePrompt
 from .store import ResponseStore, Stored
 from .writer import ResponseWriter
 
 
-def resolve(body: PromptRequest, store: ResponseStore) -> tuple[list[AnyItem], list[AnyItem]]:
+def resolve(body: ResponsePrompt, store: ResponseStore) -> tuple[list[AnyItem], list[AnyItem]]:
     """Return what the input goes on from, and the input with the items it refers to in place.
 
     Raises:
@@ -34,7 +34,7 @@ def resolve(body: PromptRequest, store: ResponseStore) -> tuple[list[AnyItem], l
 
 
 async def prepare(
-    body: PromptRequest, items: Sequence[AnyItem], context: ServerContext, http: HttpRequest
+    body: ResponsePrompt, items: Sequence[AnyItem], context: ServerContext, http: HttpRequest
 ) -> ChatRequest:
     """Return the chat request whose answer is the response.
 
@@ -45,7 +45,7 @@ async def prepare(
         RequestValidationError: a value that chat requests refuse.
         InvalidRequestError: the chat template refuses the messages.
     """
-    chat = chat_request(body.chat_fields(items), CHAT_NAMES)
+    chat = chat_request(body.chat_fields(items))
     if body.truncation != "auto":
         return chat
     messages = chat.messages
@@ -84,7 +84,8 @@ async def answer_alone(stored: Stored, chat: ChatRequest, context: ServerContext
     """Make a stored response that no client waits for; `http` is the request that asked for it."""
     detached = HttpRequest(http.scope, _never)
     try:
-        conversation = await Conversation.open(chat, context, detached, stored.id)
+        with told_as(NAMES):
+            conversation = await Conversation.open(chat, context, detached, stored.id)
         try:
             async with aclosing(answer(conversation, stored.writer)) as portions:
                 async for events in portions:

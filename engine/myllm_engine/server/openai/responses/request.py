@@ -41,10 +41,12 @@ _SAME = (
     "top_p",
 )
 
-# What chat requests call the others.
-CHAT_NAMES = {
+# What clients call the fields that have other names in chat requests and in the engine.
+NAMES = {
     "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
     "messages": "input",
+    "prompt": "input",
     "reasoning_effort": "reasoning.effort",
     "response_format": "text.format",
 }
@@ -112,7 +114,7 @@ class ReasoningConfig(StrictModel):
     effort: str | None = None
 
 
-class StreamOptions(StrictModel):
+class EventOptions(StrictModel):
     """Say what a stream carries; events are not padded here."""
 
     no_effect: ClassVar[frozenset[str]] = frozenset({"include_obfuscation"})
@@ -122,7 +124,7 @@ def _as_items(value: Any) -> Any:
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
-class PromptRequest(StrictModel):
+class ResponsePrompt(StrictModel):
     """Hold what makes the prompt of a response: all that is needed to count its tokens."""
 
     # `personality` is of OpenAI's models.
@@ -155,7 +157,7 @@ class PromptRequest(StrictModel):
         return value
 
     @model_validator(mode="after")
-    def _choice_is_there(self) -> PromptRequest:
+    def _choice_is_there(self) -> ResponsePrompt:
         tool_types.check_choice(self.tool_choice, self.tools or [])
         return self
 
@@ -178,7 +180,7 @@ class PromptRequest(StrictModel):
         }
 
 
-class ResponseRequest(PromptRequest):
+class ResponseRequest(ResponsePrompt):
     """Ask for a response."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
@@ -207,7 +209,7 @@ class ResponseRequest(PromptRequest):
     )
 
     stream: bool | None = Field(None, description="Send events as the response is made; default false.")
-    stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
+    stream_options: EventOptions | None = Field(None, description="Only with `stream`.")
     background: bool | None = Field(None, description="Answer at once, and make the response meanwhile.")
     store: bool | None = Field(None, description="Keep the response; default: if the server stores any.")
     include: list[str] | None = Field(None, description=f'"{_LOGPROBS}" adds log-probabilities.')

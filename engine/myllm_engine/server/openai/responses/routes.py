@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
+import orjson
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi import Request as HttpRequest
 
@@ -18,8 +19,9 @@ from ...settings import Context
 from ..conversation import Conversation, render
 from ..errors import OpenAIRoute
 from ..models import resolve_model
+from ..translation import told_as
 from .answer import answer, answer_alone, prepare, resolve
-from .request import PromptRequest, ResponseRequest
+from .request import NAMES, ResponsePrompt, ResponseRequest
 from .store import ResponseStore, Stored
 from .writer import ResponseWriter, new_response
 
@@ -44,9 +46,11 @@ async def create_response(
         _refuse_storing(body)
     model = resolve_model(context, body.model)
     history, inputs = resolve(body, store)
-    chat = await prepare(body, [*history, *inputs], context, http)
+    with told_as(NAMES):
+        chat = await prepare(body, [*history, *inputs], context, http)
     is_stored = store.capacity > 0 and body.store is not False
     response = new_response(body, id_=f"resp_{uuid.uuid4().hex}", model=model, stored=is_stored)
+    _check_echo(response)
     writer = ResponseWriter(
         response, context.engine.tokenizer, show_reasoning=body.include_reasoning is not False
     )
@@ -57,7 +61,8 @@ async def create_response(
         stored.task = asyncio.create_task(answer_alone(stored, chat, context, http))
         return _follow(stored) if body.stream else json_response(response)
 
-    conversation = await Conversation.open(chat, context, http, stored.id)
+    with told_as(NAMES):
+        conversation = await Conversation.open(chat, context, http, stored.id)
     if body.stream:
         return EventStream(_stream(conversation, stored, store if is_stored else None), source=conversation)
     try:
@@ -78,6 +83,14 @@ def _refuse_storing(body: ResponseRequest) -> None:
                 "send the conversation's items in `input`",
                 name,
             )
+
+
+def _check_echo(response: dict[str, Any]) -> None:
+    """Refuse what Python reads from JSON and nobody can write there: the response repeats what was asked."""
+    try:
+        orjson.dumps(response)
+    except TypeError as error:
+        raise invalid(f"The request holds a value that the response cannot repeat: {error}") from error
 
 
 async def _write(conversation: Conversation, writer: ResponseWriter) -> None:
@@ -110,13 +123,14 @@ def _follow(stored: Stored, after: int = -1) -> Response:
 
 @router.post("/input_tokens", summary="Count the tokens of a response's input")
 async def count_input_tokens(
-    body: PromptRequest, context: Context, store: Store, http: HttpRequest
+    body: ResponsePrompt, context: Context, store: Store, http: HttpRequest
 ) -> Response:
     """Count the tokens of the prompt that a response would have, its tools and instructions included."""
     resolve_model(context, body.model)
     history, inputs = resolve(body, store)
-    chat = await prepare(body, [*history, *inputs], context, http)
-    count = len(await render(chat, context, http))
+    with told_as(NAMES):
+        chat = await prepare(body, [*history, *inputs], context, http)
+        count = len(await render(chat, context, http))
     return json_response({"object": "response.input_tokens", "input_tokens": count})
 
 
