@@ -89,6 +89,8 @@ def test_a_responses_items_and_events(generation):
         [0] * 7 + [1] * 7 + [2] * 4 + [3] * 5
     )
     assert response["usage"]["output_tokens_details"] == {"reasoning_tokens": 2}
+    assert response["usage"]["input_tokens_details"]["cached_tokens"] == 4
+    assert response["usage"]["input_tokens"] == 7
     assert response["usage"]["total_tokens"] == 17
     assert response["temperature"] == 0.5
 
@@ -153,6 +155,8 @@ def test_a_messages_blocks_and_events(generation):
         {"type": "tool_use", "id": "call_1", "name": "now", "input": {}},
         {"type": "tool_use", "id": "call_2", "name": "weather", "input": {"city": "Rome"}},
     ]
+    usage = message["usage"]
+    assert (usage["input_tokens"], usage["cache_read_input_tokens"], usage["output_tokens"]) == (3, 4, 10)
     assert message["stop_reason"] == "tool_use"
     assert events[-2]["delta"]["stop_reason"] == "tool_use"
     assert anthropic.types.Message.model_validate(message).content[3].input == {"city": "Rome"}

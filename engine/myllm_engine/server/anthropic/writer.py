@@ -22,10 +22,11 @@ _DELTAS = {
 
 def usage(generation: Generation) -> dict[str, int]:
     """Return the `usage` object: cached tokens stand apart from those that were read anew."""
+    cached = getattr(generation, "cached_tokens", 0)
     return {
-        "input_tokens": generation.prompt_tokens,
+        "input_tokens": generation.prompt_tokens - cached,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
+        "cache_read_input_tokens": cached,
         "output_tokens": generation.completion_tokens,
     }
 
