@@ -165,6 +165,29 @@ def test_a_streamed_call_joins_to_the_plain_one(client, ask):
     assert final.stop_reason == "tool_use"
 
 
+def test_what_a_model_writes_is_told_apart(scripted, said):
+    pieces = (
+        "<think>Hm.</think>I look.",
+        '<tool_call>{"name": "get_weather", "arguments": {"city": "Oslo"}}</tool_call>',
+    )
+    script = [said((piece, piece.encode(), None)) for piece in pieces] + [said(("", b"", "stop"))]
+    settings = ServerSettings(
+        enable_auto_tool_choice=True, tool_call_parser="hermes", reasoning_parser="qwen3"
+    )
+    with scripted(script, settings) as live:
+        client = anthropic.Anthropic(base_url=live.url, api_key="-")
+        arguments = {"model": "default", "max_tokens": 9, "messages": ASK, "tools": [WEATHER]}
+        message = client.messages.create(**arguments)
+        thoughts, text, call = message.content
+        assert (thoughts.type, thoughts.thinking) == ("thinking", "Hm.")
+        assert (text.type, text.text) == ("text", "I look.")
+        assert (call.type, call.input) == ("tool_use", {"city": "Oslo"})
+        assert message.stop_reason == "tool_use"
+        thinking = {"type": "adaptive", "display": "omitted"}
+        message = client.messages.create(**arguments, thinking=thinking)
+        assert [block.type for block in message.content] == ["text", "tool_use"]
+
+
 # Streams
 
 

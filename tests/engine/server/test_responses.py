@@ -355,6 +355,31 @@ def test_a_streamed_call_joins_to_the_plain_one(client, ask):
     assert events[-1].response.output[0].arguments == plain.arguments
 
 
+AUTO = ServerSettings(enable_auto_tool_choice=True, tool_call_parser="hermes", reasoning_parser="qwen3")
+WRITTEN = (
+    "<think>Hm.</think>I look.",
+    '<tool_call>{"name": "get_weather", "arguments": {"city": "Oslo"}}</tool_call>',
+)
+
+
+def test_what_a_model_writes_is_told_apart(scripted, said):
+    script = [said((piece, piece.encode(), None)) for piece in WRITTEN] + [said(("", b"", "stop"))]
+    with scripted(script, AUTO) as live:
+        client = openai.OpenAI(base_url=f"{live.url}/v1", api_key="-")
+        thoughts, message, call = client.responses.create(input=ASK, tools=[WEATHER]).output
+        assert (thoughts.type, thoughts.content[0].text) == ("reasoning", "Hm.")
+        assert (message.type, message.content[0].text) == ("message", "I look.")
+        assert (call.type, json.loads(call.arguments)) == ("function_call", {"city": "Oslo"})
+        shown = client.responses.create(input=ASK, tools=[WEATHER], extra_body={"include_reasoning": False})
+        assert [item.type for item in shown.output] == ["message", "function_call"]
+
+
+def test_auto_needs_a_server_that_knows_the_models_format(http):
+    answer = http.post("/v1/responses", json={"input": ASK, "tools": [WEATHER]})
+    assert answer.status_code == 400
+    assert "--enable-auto-tool-choice" in answer.json()["error"]["message"]
+
+
 # Stored responses
 
 
