@@ -31,7 +31,14 @@ if TYPE_CHECKING:
         QueueFullError,
     )
     from .llm import LLM
-    from .request import CompletionOutput, Request, RequestOutput, SamplingParams, TokenLogprob
+    from .request import (
+        CompletionOutput,
+        Repetition,
+        Request,
+        RequestOutput,
+        SamplingParams,
+        TokenLogprob,
+    )
     from .stats import EngineStats
     from .tokenizer import Tokenizer
 
@@ -48,6 +55,7 @@ __all__ = [
     "InvalidRequestError",
     "ModelLoadError",
     "QueueFullError",
+    "Repetition",
     "Request",
     "RequestOutput",
     "SamplingParams",
@@ -70,6 +78,7 @@ _MODULES = {
     "InvalidRequestError": "errors",
     "ModelLoadError": "errors",
     "QueueFullError": "errors",
+    "Repetition": "request",
     "Request": "request",
     "RequestOutput": "request",
     "SamplingParams": "request",

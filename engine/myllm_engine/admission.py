@@ -14,7 +14,7 @@ from .models.lora import LoraModel
 from .request import Request, SamplingParams
 from .sampler import derive_seed
 from .sampling.bad_words import BadWords
-from .sequence import Matcher, PreparedRequest, Sequence
+from .sequence import Matcher, PreparedRequest, SeenImages, Sequence
 from .structured import GrammarCompiler
 from .tokenizer import Tokenizer
 
@@ -30,6 +30,7 @@ class Admission:
         pool: the pages of the KV cache.
         lora: the adapters that requests may name.
         grammars: compiles constraints.
+        sees: whether the model sees images.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Admission:
         pool: PagePool,
         lora: LoraModel,
         grammars: GrammarCompiler,
+        sees: bool = False,
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
@@ -50,6 +52,7 @@ class Admission:
         self._pool = pool
         self._lora = lora
         self._grammars = grammars
+        self._sees = sees
 
     def prepare(self, request: Request, matcher: Matcher | None = None) -> PreparedRequest:
         """Check a request against the model and compile its constraint, which may take long.
@@ -72,6 +75,7 @@ class Admission:
             ("stop_token_ids", params.stop_token_ids),
             ("logit_bias", params.logit_bias),
             ("allowed_token_ids", params.allowed_token_ids),
+            ("logprob_token_ids", params.logprob_token_ids),
         ):
             largest = max(ids, default=0)
             if largest >= self._vocab_size:
@@ -80,18 +84,26 @@ class Admission:
                     param=name,
                 )
         prompt_tokens = len(request.prompt_token_ids)
-        needed = 0 if request.pooling else (params.max_tokens or 1)
-        if prompt_tokens + needed > self._max_model_len:
+        max_tokens = 0 if request.pooling else params.max_tokens
+        if prompt_tokens + (1 if max_tokens is None else max_tokens) > self._max_model_len:
             raise ContextLengthError.for_model(
-                prompt_tokens=prompt_tokens, max_tokens=params.max_tokens, limit=self._max_model_len
+                prompt_tokens=prompt_tokens, max_tokens=max_tokens, limit=self._max_model_len
             )
         if params.use_beam_search:
             self._check_beams(prompt_tokens, params)
         self._lora.number(request.lora)
+        if request.images is not None:
+            self._check_images(request)
         if matcher is None and params.structured is not None:
             matcher = self._grammars.matcher(params.structured)
         bad_words = BadWords.tokenize(params.bad_words, self._tokenizer) if params.bad_words else None
         return PreparedRequest(request, matcher, bad_words)
+
+    def _check_images(self, request: Request) -> None:
+        if not self._sees:
+            raise InvalidRequestError(f"{self._config.model!r} sees no images", param="images")
+        if request.images.places[-1] >= len(request.prompt_token_ids):
+            raise InvalidRequestError("The images belong to another prompt", param="images")
 
     def _check_beams(self, prompt_tokens: int, params: SamplingParams) -> None:
         """Refuse a beam search whose beams could never all run at once."""
@@ -136,6 +148,7 @@ class Admission:
         if params.max_tokens is not None:
             limit = min(limit, len(request.prompt_token_ids) + params.max_tokens)
         adapter = self._lora.number(request.lora)
+        images = None if request.images is None else SeenImages(request.images)
         return [
             Sequence(
                 request=request,
@@ -153,6 +166,7 @@ class Admission:
                 adapter=adapter,
                 salt=self._salt(request, adapter),
                 bad_words=prepared.bad_words,
+                images=images,
             )
             for index in range(count)
         ]
@@ -160,10 +174,12 @@ class Admission:
     def _salt(self, request: Request, adapter: int) -> bytes:
         """Return what the keys of a request's cached pages begin with: whoever shares it shares pages.
 
-        Without prefix caching that is the request alone: its sequences begin alike.
+        Without prefix caching that is the request alone: its sequences begin alike. All images have the same
+        tokens: what they show stands here.
         """
         owner = None if self._config.enable_prefix_caching else request.request_id
-        return repr((adapter, request.cache_salt, owner)).encode()
+        shown = None if request.images is None else request.images.digest
+        return repr((adapter, request.cache_salt, owner, shown)).encode()
 
 
 def _with_logprobs(request: Request) -> Request:

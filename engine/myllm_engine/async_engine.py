@@ -12,7 +12,7 @@ from .config import EngineConfig
 from .engine import Engine
 from .errors import InvalidRequestError, QueueFullError
 from .gather import Gathering
-from .loop import EngineLoop, OutputStream
+from .loop import EngineLoop, Observer, OutputStream
 from .request import Request, RequestOutput
 from .sequence import PreparedRequest
 from .stats import EngineStats
@@ -34,11 +34,15 @@ class AsyncEngine:
     Attributes:
         config: as given.
         tokenizer: of the model.
+        vision: reads images for requests; None: the model sees none.
         model_name: short name, such as "SmolLM2-135M-Instruct".
         max_model_len: tokens that prompt and completion may have together.
         vocab_size: width of the logits.
+        hidden_size: width of the hidden states, and of embeddings.
         device: such as "cpu" or "cuda:0".
         dtype: such as "bfloat16".
+        generation_config: what the model's makers recommend, as its `generation_config.json` has it.
+        steps: counts the engine's steps; only to be read.
         dependents: what is of no use without the engine: closed after it. Held weakly.
 
     Raises:
@@ -49,11 +53,15 @@ class AsyncEngine:
         engine = Engine(config)
         self.config = config
         self.tokenizer = engine.tokenizer
+        self.vision = engine.vision
         self.model_name = engine.model_name
         self.max_model_len = engine.max_model_len
         self.vocab_size = engine.vocab_size
+        self.hidden_size = engine.hidden_size
         self.device = engine.device
         self.dtype = engine.dtype
+        self.generation_config = engine.generation_config
+        self.steps = engine.steps
         self._engine = engine
         self._loop = EngineLoop(engine)
         self.dependents: weakref.WeakSet[Closable] = weakref.WeakSet()
@@ -156,6 +164,14 @@ class AsyncEngine:
     def remove_lora_blocking(self, name: str) -> None:
         """Do the same for a thread without an event loop."""
         self._loop.call(partial(self._engine.remove_lora, name))
+
+    def add_observer(self, observer: Observer) -> None:
+        """Tell `observer` of every request from now on."""
+        self._loop.observers = (*self._loop.observers, observer)
+
+    def remove_observer(self, observer: Observer) -> None:
+        """Tell `observer` nothing more; unknown ones do nothing."""
+        self._loop.observers = tuple(item for item in self._loop.observers if item is not observer)
 
     def stats(self) -> EngineStats:
         """Return the counters of this moment."""

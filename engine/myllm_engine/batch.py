@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import torch
 
 from .scheduler import Scheduled
-from .sequence import Row, Sequence
+from .sequence import Row, SeenImages, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,10 @@ class Batch:
         prompt_rows: prompts that get log-probabilities.
         hidden_index: `[H]` int64, places in `T` whose hidden states are pooled.
         pooled: the sequences these belong to, with how many places each has, and whether the prompt ends.
+        read: sequences whose prompt ends in this step and for which nothing is drawn.
         adapters: `[T]`, the number of each token's LoRA adapter, or 0; None when none has one.
+        image_index: `[I]` int64, places in `T` of image tokens of prompts.
+        images: whose features these take, and from which to which of them; `I` in all.
         scheduled: the `S` parts of the step, in batch order.
     """
 
@@ -63,7 +67,10 @@ class Batch:
     prompt_rows: list[PromptRows]
     hidden_index: torch.Tensor
     pooled: list[tuple[Sequence, int, bool]]
+    read: list[Sequence]
     adapters: list[int] | None
+    image_index: torch.Tensor
+    images: list[tuple[SeenImages, int, int]]
     scheduled: list[Scheduled]
 
 
@@ -103,6 +110,7 @@ def build_batch(step: list[Scheduled], *, page_size: int, device: torch.device) 
             [row for _, row in pending],
             index.samples + index.prompts,
             index.hidden,
+            index.image_places,
         ],
         device,
     )
@@ -124,7 +132,10 @@ def build_batch(step: list[Scheduled], *, page_size: int, device: torch.device) 
         rows=index.rows,
         prompt_rows=index.prompt_rows,
         pooled=index.pooled,
+        read=index.read,
         adapters=adapters if any(adapters) else None,
+        image_index=tensors[7],
+        images=index.images,
         scheduled=ordered,
     )
 
@@ -147,11 +158,20 @@ class _Index:
         self.prompts: list[int] = []
         self.pooled: list[tuple[Sequence, int, bool]] = []
         self.hidden: list[int] = []
+        self.images: list[tuple[SeenImages, int, int]] = []
+        self.image_places: list[int] = []
+        self.read: list[Sequence] = []
 
     def add(self, item: Scheduled, *, at: int) -> None:
         """Add a sequence whose new tokens begin at place `at` of the batch."""
         sequence, start = item.sequence, item.sequence.num_computed
         end = start + item.num_tokens
+        if sequence.images is not None:
+            places = sequence.images.inputs.places
+            first, last = bisect_left(places, start), bisect_left(places, end)
+            if first < last:
+                self.images.append((sequence.images, first, last))
+                self.image_places += [at + place - start for place in places[first:last]]
         if sequence.wants_prompt_logprobs:
             # The token at `place` has its log-probability in the row before. A preempted sequence has some.
             first = max(start, len(sequence.prompt_logprobs) - 1)
@@ -165,6 +185,8 @@ class _Index:
             if first < end and (item.samples or sequence.request.pooling == "mean"):
                 self.pooled.append((sequence, end - first, item.samples))
                 self.hidden += range(at + first - start, at + item.num_tokens)
+        elif item.samples and not sequence.draws:
+            self.read.append(sequence)
         elif item.samples:
             drafts = tuple(sequence.drafts)
             self.rows += [Row(sequence, drafts[:count], len(drafts)) for count in range(len(drafts) + 1)]

@@ -68,7 +68,8 @@ class EngineConfig:
         gpu_memory_utilization: share of the GPU's memory that weights, activations and KV cache may take
             together.
         seed: seeds the requests that bring no seed of their own.
-        chat_template: Jinja chat template, as a file path or inline, that replaces the tokenizer's.
+        chat_template: replaces the tokenizer's: Jinja text, the path of a file, or the name of a bundled
+            template or of one of the tokenizer's own.
         trust_remote_code: let transformers run code that comes with the model.
         quantization: of the weights. "auto": as the file has them where a kernel takes them as they are
             (GGUF's Q4_0, Q4_1 and Q8_0 on CPU; its other low-bit types become int8) and `dtype` is "auto",

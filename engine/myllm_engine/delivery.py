@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ class Step:
 
     Attributes:
         batch: what is computed.
+        prefills: whether it reads from prompts.
         logits: `[R, vocab_size]`, those of `batch.rows` first.
         hidden: `[H, hidden_size]`, of `batch.hidden_index`; None when nothing is pooled.
         allowed: what each row's constraint allows.
@@ -32,6 +34,7 @@ class Step:
     """
 
     batch: Batch
+    prefills: bool
     logits: torch.Tensor
     hidden: torch.Tensor | None
     allowed: list[np.ndarray | ConstraintError | None] = field(default_factory=list)
@@ -85,7 +88,9 @@ class Delivery:
                 self._scheduler.remove(sequence)
         self._ended()
         outputs = group.abort()
-        return RequestOutput(request_id, group.request.prompt_token_ids, outputs, finished=True)
+        return RequestOutput(
+            request_id, group.request.prompt_token_ids, outputs, finished=True, timings=group.timings
+        )
 
     def finish(self, step: Step) -> list[RequestOutput]:
         """Wait for a step, and give each request what is new."""
@@ -95,6 +100,9 @@ class Delivery:
             self._keep_prompt_logprobs(batch, step.logits)
         if step.hidden is not None:
             self._pool(batch, step.hidden, outputs)
+        for sequence in batch.read:
+            if sequence.finish_reason is None:  # else it was aborted meanwhile
+                self._end(sequence, outputs)
         if step.drawn is not None:
             self._collect(step, step.drawn.result(), outputs)
         return [output for output in outputs.values() if output.outputs or output.finished]
@@ -124,6 +132,15 @@ class Delivery:
                 self._scheduler.remove(sequence)
                 self._close(output)
 
+    def _end(self, sequence: Sequence, outputs: dict[str, RequestOutput]) -> None:
+        """End a sequence that gets no token: what was wanted of it is its prompt's log-probabilities."""
+        group = self._groups[sequence.request.request_id]
+        output = self._output(sequence.request.request_id, outputs)
+        output.outputs += group.end(sequence)
+        self._scheduler.remove(sequence)
+        if group.finished:
+            self._close(output)
+
     def _collect(
         self,
         step: Step,
@@ -131,7 +148,7 @@ class Delivery:
         outputs: dict[str, RequestOutput],
     ) -> None:
         """Give each sequence what was drawn for it."""
-        rows, index = step.batch.rows, 0
+        rows, index, now = step.batch.rows, 0, time.monotonic()
         while index < len(rows):
             place, sequence = index, rows[index].sequence
             index += rows[index].num_drafted + 1
@@ -142,6 +159,7 @@ class Delivery:
                 continue
             before = len(sequence.token_ids)
             output = self._output(group.request.request_id, outputs)
+            group.gained(now)
             try:
                 if isinstance(group, BeamGroup):
                     new = group.extend(sequence, self._log_probs(step, place))
@@ -176,11 +194,13 @@ class Delivery:
         if request_id not in outputs:
             group = self._groups[request_id]
             first = group.first
+            group.timings.scheduled = first.admitted
             outputs[request_id] = RequestOutput(
                 request_id,
                 group.request.prompt_token_ids,
                 [],
                 num_cached_tokens=first.num_cached_tokens or 0,
+                timings=group.timings,
                 prompt_logprobs=None
                 if group.request.params.prompt_logprobs is None
                 else first.prompt_logprobs,

@@ -18,13 +18,14 @@ from .delivery import Delivery, Step
 from .models.load import choose_device, choose_dtype, load_model
 from .models.peft import AdapterWeights
 from .models.source import resolve_model
+from .models.vision import ImageReader, load_image_reader
 from .request import Request, RequestOutput
 from .runner import ModelRunner
 from .sampler import draw_tokens
 from .scheduler import Scheduler
 from .sequence import Matcher, PreparedRequest, Sequence
 from .speculative import draft_forced, make_speculator
-from .stats import EngineStats
+from .stats import EngineStats, StepStats
 from .structured import GrammarCompiler, allowed_tokens
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -92,6 +93,7 @@ class Engine:
             pool=self._runner.pool,
             lora=self._lora,
             grammars=self.grammars,
+            sees=self.vision is not None,
         )
         self._beams = BeamHost(self._scheduler, self._runner.copy_page)
         # Several ranks get their input ids from this process.
@@ -100,6 +102,7 @@ class Engine:
         self._in_flight: Step | None = None
         self._num_requests = 0
         self._prompt_tokens = 0
+        self.steps = StepStats()
         logger.info(
             "Loaded %s on %s in %s: context %d, KV cache of %d tokens, %.1f s",
             self.model_name,
@@ -115,8 +118,13 @@ class Engine:
         source = resolve_model(config.model, revision=config.revision)
         loaded = load_model(config, source, device=device, dtype=dtype)
         self.tokenizer: Tokenizer = load_tokenizer(config, source, eos_token_ids=loaded.eos_token_ids)
+        self.vision: ImageReader | None = load_image_reader(
+            config, source, loaded.model.config, self.tokenizer
+        )
         self.model_name = loaded.name
         self.vocab_size = loaded.vocab_size
+        self.hidden_size = loaded.hidden_size
+        self.generation_config = loaded.generation_config
         self._lora = loaded.lora
         for name, path in config.lora_adapters.items():
             self.add_lora(name, path)
@@ -237,10 +245,13 @@ class Engine:
         self._draw(launched)
         if self._runs_ahead:
             self._in_flight = launched
-            return outputs
-        outputs = self._delivery.finish(launched)
-        if self._speculator is not None:
-            self._speculator.observe(launched.batch, time.perf_counter() - started)
+        else:
+            outputs = self._delivery.finish(launched)
+            if self._speculator is not None:
+                self._speculator.observe(launched.batch, time.perf_counter() - started)
+        self.steps.tokens.observe(len(launched.batch.positions))
+        seconds = self.steps.prefill_seconds if launched.prefills else self.steps.decode_seconds
+        seconds.observe(time.perf_counter() - started)
         return outputs
 
     def _launch(self, previous: Step | None) -> Step | None:
@@ -252,11 +263,14 @@ class Engine:
         if previous is not None and previous.drawn is not None:
             batch.input_ids[batch.pending_places] = previous.drawn.token_ids[batch.pending_rows]
         logits, hidden = self._runner.forward(batch)
+        prefills = any(
+            item.sequence.num_computed < item.sequence.num_prompt_tokens for item in batch.scheduled
+        )
         for item in batch.scheduled:
             item.sequence.num_computed += item.num_tokens
         for sequence, _, _ in batch.pooled:
             sequence.num_pooled = sequence.num_computed
-        return Step(batch, logits, hidden)
+        return Step(batch, prefills, logits, hidden)
 
     def _draw(self, launched: Step) -> None:
         """Begin to draw the tokens of a step; those of the step before are known."""
@@ -293,5 +307,5 @@ class Engine:
 
 
 def _draws_alone(sequence: Sequence) -> bool:
-    """Tell whether a sequence's rows give its next tokens: an embedding has none, beams choose together."""
-    return sequence.request.pooling is None and not sequence.params.use_beam_search
+    """Tell whether a sequence's rows give its next tokens, where there are any: beams choose together."""
+    return sequence.draws and not sequence.params.use_beam_search

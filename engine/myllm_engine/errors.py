@@ -65,6 +65,9 @@ class ContextLengthError(InvalidRequestError):
                 f"at least {prompt_tokens + 1} tokens ({prompt_tokens} in the prompt, 1 for the completion)"
             )
             advice = "Please shorten the prompt."
+        elif max_tokens == 0:
+            asked = f"{prompt_tokens} tokens in the prompt"
+            advice = "Please shorten the prompt."
         else:
             asked = (
                 f"{prompt_tokens + max_tokens} tokens "
@@ -77,7 +80,7 @@ class ContextLengthError(InvalidRequestError):
             prompt_tokens=prompt_tokens,
             max_tokens=max_tokens,
             limit=limit,
-            param="prompt" if max_tokens is None else "max_tokens",
+            param="max_tokens" if max_tokens else "prompt",
         )
 
 

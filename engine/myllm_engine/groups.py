@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 from .errors import EngineError
-from .request import CompletionOutput, Request
+from .request import CompletionOutput, Request, RequestTimings
 from .sampler import SampledToken
 from .sequence import Sequence
 
@@ -18,17 +20,25 @@ class Group:
     Attributes:
         first: the sequence that knows about the prompt.
         sequences: those that run or wait, and those that have ended.
+        timings: when the request got how far.
     """
 
     def __init__(self, request: Request, sequences: list[Sequence]) -> None:
         self.request = request
         self.first = sequences[0]
         self.sequences = sequences
+        self.timings = RequestTimings(time.monotonic())
 
     @property
     def finished(self) -> bool:
         """Tell whether nothing more will come."""
         return all(sequence.finish_reason is not None for sequence in self.sequences)
+
+    def gained(self, now: float) -> None:
+        """Take note that a token was made."""
+        if self.timings.first_token is None:
+            self.timings.first_token = now
+        self.timings.last_token = now
 
     def collect(
         self, sequence: Sequence, tokens: list[SampledToken | EngineError], eos_token_ids: frozenset[int]
@@ -56,6 +66,11 @@ class Group:
 
     def _hand_out(self, output: CompletionOutput) -> list[CompletionOutput]:
         return [output]
+
+    def end(self, sequence: Sequence) -> list[CompletionOutput]:
+        """End a sequence that has read its prompt and gets no token; return what is new."""
+        sequence.finish_reason = "length"
+        return self._hand_out(CompletionOutput(sequence.index, finish_reason="length"))
 
     def abort(self) -> list[CompletionOutput]:
         """End all sequences, and return the last outputs of those that had not ended."""

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from .errors import EngineDeadError, EngineError, InvalidRequestError
 from .request import Request, RequestOutput
@@ -53,6 +53,19 @@ class Stream(Protocol):
 
     def put(self, item: RequestOutput | EngineError) -> None:
         """Add an output, or the error that ends the stream."""
+
+
+class Observer(Protocol):
+    """Be told of every request. What these methods raise is logged, and ends nothing else."""
+
+    def accepted(self, request: Request) -> None:
+        """Hear of a request that is sent to the engine; in the thread and context of its sender."""
+
+    def delivered(self, outputs: Sequence[RequestOutput]) -> None:
+        """Hear of what a step made, errors and aborts included; in the engine's thread."""
+
+    def lost(self, request_ids: Sequence[str]) -> None:
+        """Hear of requests that end without a last output: the engine took them not, or it died."""
 
 
 class OutputStream:
@@ -106,6 +119,10 @@ class EngineLoop:
 
     Args:
         engine: stepped by the thread; nobody else may touch it from now on.
+
+    Attributes:
+        observers: are told of every request; replaced as a whole to change it.
+        error: what ended the thread; None while healthy.
     """
 
     def __init__(self, engine: SteppedEngine) -> None:
@@ -118,6 +135,7 @@ class EngineLoop:
         self._served: dict[str, Stream] = {}
         self._calls: list[Future[None]] = []  # guarded by _wake
         self._closing = False
+        self.observers: tuple[Observer, ...] = ()
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="myllm-engine", daemon=True)
         self._thread.start()
@@ -147,6 +165,7 @@ class EngineLoop:
                 ids.add(stream.request_id)
             for request, stream in zip(requests, streams, strict=True):
                 self._streams[stream.request_id] = stream
+                self._tell("accepted", request.request)
                 self._inbox.append(partial(self._add, request, stream))
             self._wake.notify()
 
@@ -202,6 +221,7 @@ class EngineLoop:
             self._streams.clear()
             self._inbox.clear()
             calls, self._calls = self._calls, []
+        self._tell("lost", [stream.request_id for stream in streams])
         self._send([(stream, dead) for stream in streams])
         for done in calls:
             done.set_exception(dead)
@@ -242,6 +262,7 @@ class EngineLoop:
                 is_read = self._streams.get(stream.request_id) is stream
                 if is_read:
                     del self._streams[stream.request_id]
+            self._tell("lost", [stream.request_id])
             if is_read:
                 self._send([(stream, error)])
         else:
@@ -252,7 +273,15 @@ class EngineLoop:
         if output is not None:
             self._deliver([output])
 
+    def _tell(self, event: str, what: Any) -> None:
+        for observer in self.observers:
+            try:
+                getattr(observer, event)(what)
+            except Exception:  # who only looks must not end what he looks at
+                logger.exception("An observer of the engine failed")
+
     def _deliver(self, outputs: list[RequestOutput]) -> None:
+        self._tell("delivered", outputs)
         items: list[_Item] = []
         with self._wake:
             for output in outputs:

@@ -224,7 +224,9 @@ def _tables(batch: Batch, device: torch.device) -> Batch:
         for field in dataclasses.fields(batch)
         if isinstance(getattr(batch, field.name), torch.Tensor)
     }
-    return dataclasses.replace(batch, rows=[], prompt_rows=[], pooled=[], scheduled=[], **moved)
+    return dataclasses.replace(
+        batch, rows=[], prompt_rows=[], pooled=[], read=[], images=[], scheduled=[], **moved
+    )
 
 
 def _start(rank: int, job: bytes, size: int) -> subprocess.Popen[bytes]:

@@ -9,14 +9,17 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from . import checks
 from .checks import LARGEST
 from .constraint import Structured
 from .errors import EngineError, InvalidRequestError
 
-FinishReason = Literal["stop", "length", "abort"]
+if TYPE_CHECKING:
+    from .models.vision import ImageInputs
+
+FinishReason = Literal["stop", "length", "abort", "repetition"]
 
 _MAX_SEED = 2**63 - 1
 # Below this a temperature is taken as 0 (as in vLLM): the quotients would leave float32's range.
@@ -24,6 +27,55 @@ _MIN_TEMPERATURE = 1e-5
 _LARGEST_PENALTY = 1e6
 # As OpenAI's.
 _MAX_N = 128
+# As vLLM's.
+_MAX_LOGPROB_TOKEN_IDS = 128
+# Looked for after each token, and all running requests wait meanwhile.
+_MAX_PATTERN = 256
+_MAX_REPEATED = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repetition:
+    """Say when a completion repeats itself: its end is the same few tokens, again and again.
+
+    Attributes:
+        max_pattern_size: tokens that the longest pattern may have, at most 256.
+        min_pattern_size: tokens of the shortest one.
+        min_count: how often a pattern must stand there, one after the other; at least 2, and with the longest
+            pattern no more than 2048 tokens.
+
+    Raises:
+        InvalidRequestError: from the constructor.
+    """
+
+    max_pattern_size: int
+    min_pattern_size: int = 1
+    min_count: int
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("max_pattern_size", 1, _MAX_PATTERN),
+            ("min_pattern_size", 1, self.max_pattern_size),
+            ("min_count", 2, max(2, _MAX_REPEATED // max(1, self.max_pattern_size))),
+        ):
+            try:
+                checks.check_int(name, getattr(self, name), low=low, high=high)
+            except InvalidRequestError as error:
+                raise InvalidRequestError(
+                    f"`repetition_detection`: {error}", param="repetition_detection"
+                ) from None
+
+    def found(self, token_ids: Sequence[int]) -> bool:
+        """Tell whether the end of a completion is a repetition."""
+        for size in range(self.min_pattern_size, self.max_pattern_size + 1):
+            if size * self.min_count > len(token_ids):
+                return False
+            if token_ids[-1] != token_ids[-1 - size]:  # copies nothing, and is nearly always enough
+                continue
+            # The same tokens, one pattern later.
+            if token_ids[-size * self.min_count : -size] == token_ids[-size * (self.min_count - 1) :]:
+                return True
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +83,11 @@ class SamplingParams:
     """Say how the tokens of one request are chosen and when it ends.
 
     The order of work on a row of logits is that of vLLM and transformers: penalties and bias, temperature,
-    top_k, top_p, min_p, typical_p, then the draw.
+    top_k, top_p, min_p, typical_p, then the draw; a watermark comes first, as in TGI.
 
     Attributes:
-        max_tokens: longest completion; None: up to the end of the context.
+        max_tokens: longest completion; None: up to the end of the context. With 0 the prompt is read, for
+            `prompt_logprobs`, and the request ends.
         temperature: 0, or anything below 1e-5, is greedy decoding.
         top_k: sample among the k most likely tokens; 0 or -1: off.
         top_p: sample among the smallest set of tokens whose probabilities sum to at least `top_p`, in (0, 1].
@@ -49,6 +102,8 @@ class SamplingParams:
         bad_words: texts that may not occur in the completion: the token that would complete one, as the
             tokenizer writes it with or without a blank before it, is not drawn (as in vLLM). At most 1,024,
             of 65,536 characters together.
+        watermark: mark the text, so that its tokens tell it from others (arXiv:2301.10226; see
+            `sampling.watermark`).
         seed: makes the draws reproducible, whatever else runs, as far as the logits are equal (see
             `sampler`); sequence i of `n` uses `seed + i`.
         n: completions to return, at most 128.
@@ -71,7 +126,10 @@ class SamplingParams:
         skip_special_tokens: leave special tokens out of the text.
         logprobs: None: none; k: log-probability of the chosen token and of the k most likely ones, of the
             model's unmodified distribution (as vLLM's default).
+        logprob_token_ids: tokens to report in place of the k most likely ones (needs `logprobs`), at most
+            128; those of the prompt are reported as without it.
         prompt_logprobs: None: none; k: the same for each token of the prompt but the first.
+        repetition: ends a completion that repeats itself; None: nothing does.
         structured: what the text must look like; None: anything. The completion ends when the text is
             complete; one that `max_tokens`, a stop string or a stop token cuts off may be incomplete.
 
@@ -91,6 +149,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     allowed_token_ids: Sequence[int] = ()
     bad_words: Sequence[str] = ()
+    watermark: bool = False
     seed: int | None = None
     n: int = 1
     best_of: int | None = None
@@ -104,12 +163,14 @@ class SamplingParams:
     min_tokens: int = 0
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    logprob_token_ids: Sequence[int] = ()
     prompt_logprobs: int | None = None
+    repetition: Repetition | None = None
     structured: Structured | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
-            checks.check_int("max_tokens", self.max_tokens, low=1)
+            checks.check_int("max_tokens", self.max_tokens, low=0)
         checks.check_float("temperature", self.temperature, low=0.0, high=LARGEST)
         checks.check_int("top_k", self.top_k, low=-1)
         checks.check_float("top_p", self.top_p, low=0.0, high=1.0, open_low=True)
@@ -133,7 +194,13 @@ class SamplingParams:
             if getattr(self, name) is not None:
                 checks.check_int(name, getattr(self, name), low=0)
         self._check_candidates()
-        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens", "use_beam_search"):
+        for name in (
+            "include_stop_str_in_output",
+            "ignore_eos",
+            "skip_special_tokens",
+            "use_beam_search",
+            "watermark",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequestError(
                     f"`{name}` must be a boolean; got {getattr(self, name)!r}", param=name
@@ -146,6 +213,20 @@ class SamplingParams:
             self, "allowed_token_ids", checks.token_ids("allowed_token_ids", self.allowed_token_ids)
         )
         object.__setattr__(self, "bad_words", checks.bad_words(self.bad_words))
+        object.__setattr__(
+            self, "logprob_token_ids", checks.token_ids("logprob_token_ids", self.logprob_token_ids)
+        )
+        self._check_logprob_token_ids()
+
+    def _check_logprob_token_ids(self) -> None:
+        if self.logprob_token_ids and self.logprobs is None:
+            raise InvalidRequestError("`logprob_token_ids` needs `logprobs`", param="logprob_token_ids")
+        if len(self.logprob_token_ids) > _MAX_LOGPROB_TOKEN_IDS:
+            raise InvalidRequestError(
+                f"`logprob_token_ids` may hold {_MAX_LOGPROB_TOKEN_IDS} token ids; got "
+                f"{len(self.logprob_token_ids)}",
+                param="logprob_token_ids",
+            )
 
     def _check_candidates(self) -> None:
         """Check `best_of` and the beam search's parameters."""
@@ -162,6 +243,10 @@ class SamplingParams:
                 f"`temperature` must be 0 with `use_beam_search`, which draws nothing; got "
                 f"{self.temperature!r}",
                 param="temperature",
+            )
+        if self.use_beam_search and self.max_tokens == 0:
+            raise InvalidRequestError(
+                "`max_tokens` must be 1 or more with `use_beam_search`", param="max_tokens"
             )
         if self.use_beam_search and self.logprobs is not None:
             raise InvalidRequestError(
@@ -199,6 +284,7 @@ class Request:
         cache_salt: requests share cached prefixes only with requests of the same salt.
         pooling: make an embedding of the prompt instead of a completion: "last" takes the hidden state of the
             last token, "mean" the mean over all tokens; either is normalised to length 1.
+        images: what a model that sees images sees in the prompt, from `ImageReader` of the engine's `vision`.
     """
 
     prompt_token_ids: list[int]
@@ -208,6 +294,7 @@ class Request:
     lora: str | None = None
     cache_salt: str | None = None
     pooling: Literal["last", "mean"] | None = None
+    images: ImageInputs | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:
@@ -230,7 +317,7 @@ class TokenLogprob:
         logprob: natural logarithm of its probability.
         rank: its rank by probability, 1 for the most likely.
         top: `(token_id, logprob)` of the most likely tokens, descending; as many as
-            `SamplingParams.logprobs`.
+            `SamplingParams.logprobs`, or those of `logprob_token_ids`.
     """
 
     token_id: int
@@ -248,8 +335,9 @@ class CompletionOutput:
         text: new text; may be empty while a character or a possible stop string is incomplete.
         token_ids: new tokens, the EOS or stop token included.
         logprobs: one entry per token of `token_ids`, or None when not asked for.
-        finish_reason: None while it runs; "stop" (EOS, stop token or stop string), "length" or "abort".
-        stop_reason: the stop string or stop token id; None otherwise, and for EOS.
+        finish_reason: None while it runs; "stop" (EOS, stop token or stop string), "length", "abort" or
+            "repetition".
+        stop_reason: the stop string or stop token id, "repetition_detected", or None; also for EOS None.
     """
 
     index: int
@@ -270,6 +358,25 @@ class CompletionOutput:
 
 
 @dataclass(slots=True)
+class RequestTimings:
+    """Tell when a request got how far, in seconds of `time.monotonic()`.
+
+    The engine goes on writing to it until the request has ended.
+
+    Attributes:
+        queued: it came to the engine.
+        scheduled: its prompt began to be computed; None while it waits.
+        first_token: it gained its first token; None before.
+        last_token: it gained its latest one; None before.
+    """
+
+    queued: float
+    scheduled: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+
+
+@dataclass(slots=True)
 class RequestOutput:
     """Carry what a request gained since its previous output: an entry for each sequence that advanced.
 
@@ -281,6 +388,7 @@ class RequestOutput:
         prompt_logprobs: an entry per prompt token, None for the first; on every output, when asked for.
         num_cached_tokens: prompt tokens whose keys and values were found in the prefix cache.
         embedding: `[hidden_size]`, of a request with `pooling`.
+        timings: when it got how far; one object for all outputs of the request.
         error: why the request could not be brought to its end; None unless it failed. `AsyncEngine.submit`
             and `LLM` raise it.
     """
@@ -292,6 +400,7 @@ class RequestOutput:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     num_cached_tokens: int = 0
     embedding: list[float] | None = None
+    timings: RequestTimings | None = None
     error: EngineError | None = None
 
     def extend(self, new: RequestOutput) -> None:
@@ -304,7 +413,8 @@ class RequestOutput:
                 self.outputs.append(output)
         self.outputs.sort(key=lambda output: output.index)
         self.finished = self.finished or new.finished
-        self.prompt_logprobs = self.prompt_logprobs or new.prompt_logprobs
+        self.prompt_logprobs = new.prompt_logprobs or self.prompt_logprobs
         self.embedding = self.embedding or new.embedding
+        self.timings = self.timings or new.timings
         self.num_cached_tokens = max(self.num_cached_tokens, new.num_cached_tokens)
         self.error = self.error or new.error

@@ -24,6 +24,7 @@ from .memory import num_pages
 from .models.load import LoadedModel
 from .models.lora import LoraPlan
 from .models.verify import pages_needed, verify
+from .models.vision import VISION_FAMILIES, image_features, try_vision
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,8 @@ class ModelRunner:
             size = min(config.max_num_seqs, probe_tokens)
             probe, peak = self._probe(config.model, probe_tokens, size, loaded.max_model_len)
             shapes, features = [probe.shapes[layer] for layer in sorted(probe.shapes)], probe.features
+        if self._model.config.model_type in VISION_FAMILIES:
+            peak = max(peak, self._measure(lambda: try_vision(self._model, config.model)))
         if captures:
             size = min(config.max_num_seqs, probe_tokens)
             _, decode_peak = self._probe(config.model, size, size, loaded.max_model_len)
@@ -132,7 +135,7 @@ class ModelRunner:
         """
         if self._native is not None:
             return self._native.forward(batch, batch.hidden_index if batch.pooled else None)
-        if self._graphs is not None and not batch.pooled and batch.adapters is None:
+        if self._graphs is not None and not (batch.pooled or batch.adapters or batch.images):
             logits = self._graphs.forward(batch)
             if logits is not None:
                 return logits, None
@@ -154,7 +157,21 @@ class ModelRunner:
         lora = None
         if batch.adapters is not None:
             lora = self._lora.plan(batch.adapters, batch.logits_index if self._picks_logits else None)
-        return self._run(self._backend, batch.input_ids, batch.positions, batch.logits_index, lora)
+        embeddings = self._embed(batch) if batch.images else None
+        return self._run(
+            self._backend, batch.input_ids, batch.positions, batch.logits_index, lora, embeddings
+        )
+
+    def _embed(self, batch: Batch) -> torch.Tensor:
+        """Return what the model reads of tokens and images, `[T, hidden_size]`."""
+        embeddings = self._model.get_input_embeddings()(batch.input_ids)
+        parts = []
+        for seen, start, end in batch.images:
+            if seen.features is None:
+                seen.features = image_features(self._model, seen.inputs.pixels, seen.inputs.mask)
+            parts.append(seen.features[start:end])
+        embeddings[batch.image_index] = torch.cat(parts)
+        return embeddings
 
     @torch.inference_mode()
     def _capture(self, config: EngineConfig, vocab_size: int) -> DecodeGraphs | None:
@@ -178,12 +195,16 @@ class ModelRunner:
         positions: torch.Tensor,
         logits_index: torch.Tensor,
         lora: LoraPlan | None = None,
+        embeddings: torch.Tensor | None = None,
     ) -> torch.Tensor:
         # The prompt's other tokens stay out of `lm_head`, which is a third of a small model.
         options = {"logits_to_keep": logits_index} if self._picks_logits else {}
+        if embeddings is None:
+            options["input_ids"] = input_ids.unsqueeze(0)
+        else:
+            options["inputs_embeds"] = embeddings.unsqueeze(0)
         with forward_context(backend, lora):
             output = self._model(
-                input_ids=input_ids.unsqueeze(0),
                 position_ids=positions.unsqueeze(0),
                 use_cache=False,
                 return_dict=True,
@@ -201,18 +222,13 @@ class ModelRunner:
         Return what attention saw and the peak of memory on top of the weights.
         """
         probe = ProbeAttention()
-        on_gpu = self.torch_device.type == "cuda"
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats(self.torch_device)
-        before = torch.cuda.memory_allocated(self.torch_device) if on_gpu else 0
         positions = torch.arange(num_tokens, device=self.torch_device)
         try:
-            self._run(probe, torch.zeros_like(positions), positions, positions[:num_logits])
+            peak = self._measure(
+                lambda: self._run(probe, torch.zeros_like(positions), positions, positions[:num_logits])
+            )
         except NotImplementedError as error:
             raise ModelLoadError(f"{name!r} cannot run in this engine: {error}") from error
-        peak = torch.cuda.max_memory_allocated(self.torch_device) - before if on_gpu else 0
-        if on_gpu:
-            torch.cuda.empty_cache()
         config = self._model.config.get_text_config(decoder=True)
         expected = list(range(config.num_hidden_layers))
         if sorted(probe.shapes) != expected:
@@ -235,6 +251,18 @@ class ModelRunner:
                 f"{window}"
             )
         return probe, peak
+
+    def _measure(self, work: Callable[[], object]) -> int:
+        """Do something; return the peak of the GPU's memory on top of what was there before."""
+        if self.torch_device.type != "cuda":
+            work()
+            return 0
+        torch.cuda.reset_peak_memory_stats(self.torch_device)
+        before = torch.cuda.memory_allocated(self.torch_device)
+        work()
+        peak = torch.cuda.max_memory_allocated(self.torch_device) - before
+        torch.cuda.empty_cache()
+        return peak
 
     def _fit(self, config: EngineConfig, max_model_len: int, bytes_each: int) -> int:
         """Return the sequence length that the pool can hold."""

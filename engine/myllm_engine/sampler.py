@@ -104,7 +104,12 @@ def draw_tokens(
             [rows[index].sequence.seed for index in some], [rows[index].position for index in some]
         )
         token_ids[on_device(some, logits.device)] = draw(weights, keys)
-    logprobs = TokenLogprobs(logits, token_ids, [params.logprobs for params in all_params])
+    logprobs = TokenLogprobs(
+        logits,
+        token_ids,
+        [params.logprobs for params in all_params],
+        {row: params.logprob_token_ids for row, params in enumerate(all_params) if params.logprob_token_ids},
+    )
     return DrawnTokens(token_ids, drawable, sound, logprobs, all_params, allowed)
 
 

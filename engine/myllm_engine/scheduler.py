@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -173,6 +174,7 @@ class Scheduler:
             sequence.num_computed = len(cached) * self.pool.page_size
             if sequence.num_cached_tokens is None:
                 sequence.num_cached_tokens = sequence.num_computed
+                sequence.admitted = time.monotonic()
                 self.num_queried_tokens += sequence.num_prompt_tokens
                 self.num_cached_tokens += sequence.num_computed
             item = _scheduled(sequence, _chunk(sequence, budget, logits))
@@ -255,4 +257,6 @@ def _scheduled(sequence: Sequence, num_tokens: int) -> Scheduled:
 
 
 def _num_logits(item: Scheduled) -> int:
-    return item.num_tokens if item.sequence.wants_prompt_logprobs else int(item.samples)
+    if item.sequence.wants_prompt_logprobs:
+        return item.num_tokens
+    return int(item.samples and item.sequence.draws)

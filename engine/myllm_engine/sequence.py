@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from .detokenizer import Detokenizer
-from .request import CompletionOutput, FinishReason, Request, SamplingParams, TokenLogprob
+from .request import CompletionOutput, FinishReason, Repetition, Request, SamplingParams, TokenLogprob
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from .models.vision import ImageInputs
     from .sampling.bad_words import BadWords
     from .sampling.edits import LogitEdits
 
@@ -44,6 +45,19 @@ class PreparedRequest:
     bad_words: BadWords | None = None
 
 
+@dataclass(slots=True, eq=False)
+class SeenImages:
+    """Hold the images of a request, for all of its sequences.
+
+    Attributes:
+        inputs: what the model sees.
+        features: what it makes of it, `[image tokens, hidden_size]`; None until a step reads some of it.
+    """
+
+    inputs: ImageInputs
+    features: torch.Tensor | None = None
+
+
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Sequence:
     """One of the `n` completions of a request.
@@ -56,6 +70,7 @@ class Sequence:
         detokenizer: turns the completion's tokens into text.
         matcher: follows the completion through its grammar; None when it is free.
         bad_words: what may not occur in the completion; None: anything may.
+        images: what stands at the prompt's image tokens; None: it has none.
         edits: what the sampler keeps of the sequence, which it makes when it first needs it.
         token_ids: prompt and completion so far.
         num_computed: leading tokens whose keys and values lie in `pages`.
@@ -68,6 +83,7 @@ class Sequence:
         page_keys: of its whole pages; see `kv_cache.page_keys`.
         num_known_pages: leading pages that can be found by their keys.
         num_cached_tokens: prompt tokens that it found in the prefix cache; None until it is admitted.
+        admitted: when that was, in seconds of `time.monotonic()`; None before.
         drafts: tokens that are proposed to follow, to be verified by the next step.
         num_pending: 1 while a token that was drawn is still on the device, and not in `token_ids`.
         pending_row: the row of the step in flight that it was drawn from.
@@ -83,6 +99,7 @@ class Sequence:
     detokenizer: Detokenizer
     matcher: Matcher | None = None
     bad_words: BadWords | None = None
+    images: SeenImages | None = None
     edits: LogitEdits | None = field(default=None, init=False)
     token_ids: list[int] = field(init=False)
     num_computed: int = 0
@@ -95,6 +112,7 @@ class Sequence:
     page_keys: list[bytes] = field(default_factory=list)
     num_known_pages: int = 0
     num_cached_tokens: int | None = None
+    admitted: float | None = None
     drafts: list[int] = field(default_factory=list)
     num_pending: int = 0
     pending_row: int = 0
@@ -127,6 +145,11 @@ class Sequence:
         if self.num_pending and known >= self.max_total_tokens:  # what is on its way is the last one
             return 0
         return known - self.num_computed
+
+    @property
+    def draws(self) -> bool:
+        """Tell whether tokens are drawn for it: an embedding gets none, nor does a completion of none."""
+        return self.request.pooling is None and self.max_total_tokens > self.num_prompt_tokens
 
     @property
     def wants_prompt_logprobs(self) -> bool:
@@ -167,10 +190,16 @@ class Sequence:
                 self.finish_reason = "stop"
             elif len(self.token_ids) >= self.max_total_tokens:
                 self.finish_reason = "length"
+            elif params.repetition is not None and check_stop and self._repeats(params.repetition):
+                self.finish_reason, self.stop_reason = "repetition", "repetition_detected"  # vLLM's words
         if self.finish_reason is not None:
             output.text += self.detokenizer.finish()
         output.finish_reason, output.stop_reason = self.finish_reason, self.stop_reason
         return output
+
+    def _repeats(self, repetition: Repetition) -> bool:
+        longest = min(self.num_output_tokens, repetition.max_pattern_size * repetition.min_count)
+        return repetition.found(self.token_ids[-longest:])
 
 
 @dataclass(frozen=True, slots=True)

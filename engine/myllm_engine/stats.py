@@ -2,7 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+# Boundaries of vLLM's histogram of the same purpose (vllm/v1/metrics/buckets.py).
+_STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+# A geometric sequence from 150 microseconds to 145 seconds, as TGI's durations (router/src/server.rs).
+DURATIONS = tuple(0.0001 * 1.5**power for power in range(1, 36))
+
+
+class Histogram:
+    """Count values by size, and sum them up; written by one thread, read by any.
+
+    Args:
+        bounds: upper bounds of the buckets, ascending and inclusive; another one takes what is above.
+
+    Attributes:
+        bounds: as given.
+        counts: values in each bucket, one more than there are bounds.
+        sum: of all values.
+    """
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+@dataclass(slots=True)
+class StepStats:
+    """Count the steps of an engine since it started.
+
+    Attributes:
+        tokens: tokens that a step computed, of prompts and completions together.
+        prefill_seconds: time of the steps that read from prompts, whatever else they did.
+        decode_seconds: time of the other ones.
+    """
+
+    tokens: Histogram = field(default_factory=lambda: Histogram(_STEP_TOKENS))
+    prefill_seconds: Histogram = field(default_factory=lambda: Histogram(DURATIONS))
+    decode_seconds: Histogram = field(default_factory=lambda: Histogram(DURATIONS))
 
 
 @dataclass(frozen=True, slots=True)

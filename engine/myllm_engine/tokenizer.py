@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
+from .chat_template import ContentReader, Messages, bundled_templates, find_template
 from .errors import InvalidRequestError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -32,11 +35,12 @@ class Tokenizer:
     Args:
         tokenizer: a tokenizer with a `tokenizers` backend.
         eos_token_ids: further ids that end a completion, next to the tokenizer's own.
-        chat_template: replaces the tokenizer's.
+        chat_template: Jinja text that replaces the tokenizer's templates.
 
     Attributes:
         backend: the backend tokenizer.
         chat_template: Jinja text, or None when there is none.
+        chat_templates: the tokenizer's templates by name, when it has several; else empty.
         eos_token_ids: ids that end a completion.
         special_tokens: ids of the tokens that are left out when special tokens are skipped, by their text.
         vocab_size: ids known to the tokenizer, added tokens included; the model's own number may be larger.
@@ -60,9 +64,12 @@ class Tokenizer:
         self.backend.no_truncation()
         self._tokenizer = tokenizer
         own = tokenizer.chat_template
+        self.chat_templates: dict[str, str] = own if isinstance(own, dict) else {}
         if isinstance(own, dict):
             own = own.get("default")
+        self._replaced = chat_template is not None
         self.chat_template: str | None = chat_template or own
+        self._contents = ContentReader(self._apply_template)
         eos = tokenizer.eos_token_id
         self.eos_token_ids = eos_token_ids | (frozenset() if eos is None else {eos})
         self.vocab_size: int = self.backend.get_vocab_size(with_added_tokens=True)
@@ -77,6 +84,16 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text; special tokens that occur in it are recognised."""
         return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_with_offsets(
+        self, text: str, add_special_tokens: bool = True
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the token ids of a text, and where in it each token begins and ends, in characters.
+
+        A token that stands for nothing in the text, as one added at its beginning, has `(0, 0)`.
+        """
+        encoding = self.backend.encode(text, add_special_tokens=add_special_tokens)
+        return list(encoding.ids), list(encoding.offsets)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text of token ids; bytes that are no UTF-8 become U+FFFD."""
@@ -102,13 +119,32 @@ class Tokenizer:
             return bytes([int(match[1], 16)])
         return piece.replace("▁", " ").encode()
 
+    def token_name(self, token_id: int) -> str:
+        """Return the name that the vocabulary has for a token, such as "Ġthe"; empty for an unknown id."""
+        return self.backend.id_to_token(token_id) or ""
+
+    def info(self) -> dict[str, Any]:
+        """Return what describes the tokenizer, as a `tokenizer_config.json` does, in values that JSON has."""
+        known = {
+            name: value
+            for name, value in self._tokenizer.init_kwargs.items()
+            if not name.endswith("_file") and name not in ("name_or_path", "tokenizer_object")
+        }
+        plain = json.loads(json.dumps(known, default=_in_json))
+        return {
+            **plain,
+            "tokenizer_class": type(self._tokenizer).__name__,
+            "chat_template": self.chat_template,
+        }
+
     def is_special(self, token_id: int) -> bool:
         """Tell whether a token is left out when special tokens are skipped."""
         return token_id in self._special
 
     def render_chat(
         self,
-        messages: list[dict[str, Any]],
+        messages: Messages,
+        content_format: str = "auto",
         /,
         *,
         tools: list[dict[str, Any]] | None = None,
@@ -117,14 +153,18 @@ class Tokenizer:
         chat_template: str | None = None,
         **kwargs: Any,
     ) -> str:
-        """Return the prompt text of a conversation, rendered as transformers does.
+        """Return the prompt text of a conversation, rendered as transformers does, in its sandbox.
 
         Args:
-            messages: dicts with `role` and `content`.
-            tools: JSON schemas of functions, handed to the template.
+            messages: dicts with `role` and `content`, a string or a list of parts; text parts become one
+                string, a line each, for templates that read strings.
+            content_format: what the template reads: "string", "openai" (parts), or "auto", which tries it.
+            tools: JSON schemas of functions, handed to the template; of a tokenizer with several templates
+                the one named "tool_use" is taken then.
             add_generation_prompt: end with the words that open the assistant's turn.
             continue_final_message: leave the last message open, for the model to continue.
-            chat_template: Jinja text that replaces the tokenizer's.
+            chat_template: Jinja text that replaces the tokenizer's, or the name of one of the tokenizer's
+                or of the bundled templates.
             kwargs: further variables of the template.
 
         Raises:
@@ -136,23 +176,18 @@ class Tokenizer:
                 f"`{reserved[0]}` cannot be a variable of the chat template: the name is taken",
                 param="chat_template_kwargs",
             )
-        template = chat_template or self.chat_template
-        if template is None:
-            raise InvalidRequestError(
-                "The model has no chat template: start the engine with `--chat-template FILE`, "
-                "or send a plain prompt",
-                param="messages",
-            )
+        template = self._choose_template(chat_template, tools)
         try:
-            return self._tokenizer.apply_chat_template(
-                messages,
+            return self._apply_template(
+                self._contents.fit(messages, template, content_format),
+                template,
                 tools=tools,
-                chat_template=template,
-                tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 **kwargs,
             )
+        except InvalidRequestError:
+            raise
         # A template is a program that the messages run: what it does not expect shows as any exception.
         except Exception as error:
             raise InvalidRequestError(
@@ -160,9 +195,56 @@ class Tokenizer:
                 param="messages",
             ) from error
 
-    def encode_chat(self, messages: list[dict[str, Any]], /, **kwargs: Any) -> list[int]:
-        """Return the ids of `render_chat(messages, **kwargs)`; the template writes its own special tokens."""
+    def _choose_template(self, wanted: str | None, tools: list[dict[str, Any]] | None) -> str:
+        if wanted is not None:
+            template = find_template(wanted, self.chat_templates)
+            if template is None:
+                raise InvalidRequestError(
+                    f"`chat_template` {wanted!r} is neither a Jinja template nor the name of one: "
+                    f"{', '.join([*self.chat_templates, *bundled_templates()])}",
+                    param="chat_template",
+                )
+            return template
+        if tools is not None and not self._replaced and "tool_use" in self.chat_templates:
+            return self.chat_templates["tool_use"]
+        if self.chat_template is not None:
+            return self.chat_template
+        if self.chat_templates:
+            raise InvalidRequestError(
+                "The model has several chat templates and none named `default`: start the engine with "
+                f"`--chat-template` and one of {', '.join(self.chat_templates)}",
+                param="messages",
+            )
+        raise InvalidRequestError(
+            "The model has no chat template: start the engine with `--chat-template` and a file, or one of "
+            f"the bundled templates ({', '.join(bundled_templates())}) if the model was trained with it; or "
+            "send a plain prompt",
+            param="messages",
+        )
+
+    def _apply_template(self, messages: Messages, template: str, **kwargs: Any) -> str:
+        return self._tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, **{"add_generation_prompt": True, **kwargs}
+        )
+
+    def encode_chat(self, messages: Messages, /, **kwargs: Any) -> list[int]:
+        """Return the ids of `render_chat(messages, **kwargs)`; the template writes its own special tokens.
+
+        Raises:
+            InvalidRequestError: see `render_chat`; or a message holds an image: ids alone do not carry it.
+        """
+        for message in messages:
+            parts = message["content"] if isinstance(message.get("content"), list) else []
+            if any(isinstance(part, dict) and part.get("type") != "text" for part in parts):
+                raise InvalidRequestError(
+                    "Token ids carry text alone: conversations with images go to the server", param="messages"
+                )
         return self.encode(self.render_chat(messages, **kwargs), add_special_tokens=False)
+
+
+def _in_json(value: Any) -> Any:
+    """Return what stands for a value that JSON does not have: a token's text, or what Python shows."""
+    return getattr(value, "content", None) or str(value)
 
 
 @functools.cache
@@ -182,13 +264,14 @@ def load_tokenizer(
     Raises:
         ModelLoadError: there is none, or it cannot be used.
     """
-    template = None if config.chat_template is None else read_chat_template(config.chat_template)
     try:
         if config.tokenizer is None and source.gguf_file is not None:
             tokenizer, gguf_eos = _from_gguf(source)
             eos_token_ids |= gguf_eos
         else:
             tokenizer = _from_pretrained(config.tokenizer or source.path, config)
+            if tokenizer.chat_template is None and config.tokenizer is None:
+                tokenizer.chat_template = _processor_template(source, config)
     except ModelLoadError:
         raise
     except Exception as error:
@@ -198,20 +281,32 @@ def load_tokenizer(
             f"The tokenizer of {name!r} cannot be loaded: {reason} - pass `tokenizer=` with a folder or hub "
             "id that has a `tokenizer.json`"
         ) from error
+    template = None
+    if config.chat_template is not None:
+        named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+        template = read_chat_template(config.chat_template, named)
     return Tokenizer(tokenizer, eos_token_ids=eos_token_ids, chat_template=template)
 
 
-def read_chat_template(value: str) -> str:
-    """Return a chat template given inline or as the path of a file.
+def read_chat_template(value: str, named: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return a chat template given inline, by name, or as the path of a file.
+
+    Args:
+        value: Jinja text, a name of `named` or of a bundled template, or a path.
+        named: the model's own templates.
 
     Raises:
-        ModelLoadError: it looks like a path and no file is there.
+        ModelLoadError: it is none of these.
     """
-    if "{" in value or "\n" in value:
-        return value
+    template = find_template(value, named)
+    if template is not None:
+        return template
     path = Path(value).expanduser()
     if not path.is_file():
-        raise ModelLoadError(f"`chat_template` {value!r} is neither a file nor a Jinja template")
+        raise ModelLoadError(
+            f"`chat_template` {value!r} is neither a Jinja template nor a file, nor the name of one: "
+            f"{', '.join([*named, *bundled_templates()])}"
+        )
     return path.read_text(encoding="utf-8")
 
 
@@ -226,6 +321,20 @@ def _from_pretrained(name: str, config: EngineConfig) -> PreTrainedTokenizerBase
         revision=config.revision if config.tokenizer is None else None,
         trust_remote_code=config.trust_remote_code,
     )
+
+
+def _processor_template(source: ModelSource, config: EngineConfig) -> str | None:
+    """Return the chat template of a model's processor, in the file where such templates were kept first."""
+    from transformers.utils import LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, cached_file
+
+    file = cached_file(
+        source.path,
+        LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE,
+        revision=config.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"]
 
 
 def _from_gguf(source: ModelSource) -> tuple[PreTrainedTokenizerBase, frozenset[int]]:

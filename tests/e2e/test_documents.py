@@ -94,7 +94,8 @@ def test_python_blocks_run_and_show_what_they_say(block, port, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", block.code.replace("8000", str(port))],
         cwd=tmp_path,
-        env={**os.environ, "DSPY_CACHEDIR": str(tmp_path)},
+        # Offline, huggingface_hub's client would refuse the server's address, too.
+        env={**os.environ, "DSPY_CACHEDIR": str(tmp_path), "HF_HUB_OFFLINE": "0"},
         capture_output=True,
         text=True,
         check=False,

@@ -78,6 +78,7 @@ def test_the_wheel_holds_the_three_packages_typed(wheel):
         assert f"{package}/__init__.py" in names
         assert f"{package}/py.typed" in names
     assert not [name for name in names if name.startswith(("tests", "examples"))]
+    assert "myllm_engine/templates/llama2.jinja" in names
     assert [name for name in names if name.endswith("licenses/LICENSE")]
 
 

@@ -214,3 +214,99 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -
         return made[family]
 
     return make
+
+
+# A tile is as many pixels wide and high: 4 x 4 patches, of which the connector joins 2 x 2, so 4 tokens.
+TILE = 16
+MARKS = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+MARKS += [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
+# As SmolVLM's own.
+VISION_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}: {% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% elif part['type'] == 'image' %}<image>{% endif %}"
+    "{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class TinyVision:
+    """A tiny model that sees, where it is saved, and transformers' own processor for it."""
+
+    folder: Path
+    model: Any
+    processor: Any
+
+
+def vision_tokenizer() -> Any:
+    """Return a tokenizer of bytes, with the marks around images."""
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[])
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(["<|im_start|>", "<eos>", *MARKS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<eos>", chat_template=VISION_TEMPLATE
+    )
+
+
+def vision_model(family: str, tokenizer: Any) -> Any:
+    """Return a tiny model with random weights, in float32."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    torch.manual_seed(2)
+    special = {"pad_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = {"model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64}
+    text |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, **special}
+    vision = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = AutoConfig.for_model(
+        family,
+        text_config={**text, "max_position_embeddings": 512, "bos_token_id": tokenizer.bos_token_id},
+        vision_config={**vision, "image_size": TILE, "patch_size": 4},
+        scale_factor=2,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Every answer of a freshly initialised model is one repeated token.
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.3)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_vision(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyVision]:
+    """Return a function that makes and saves a tiny model of a family that sees images."""
+    from transformers import AutoImageProcessor
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+    from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+    kinds = {"idefics3": Idefics3ImageProcessorPil, "smolvlm": SmolVLMImageProcessorPil}
+    made: dict[str, TinyVision] = {}
+
+    def make(family: str) -> TinyVision:
+        if family not in made:
+            tokenizer = vision_tokenizer()
+            model = vision_model(family, tokenizer)
+            folder = tmp_path_factory.mktemp(family)
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            sizes = {"size": {"longest_edge": 2 * TILE}, "max_image_size": {"longest_edge": TILE}}
+            kinds[family](**sizes).save_pretrained(folder)
+            # SmolVLM's own processor writes the same text, and needs a package for videos besides.
+            images = AutoImageProcessor.from_pretrained(folder, backend="pil")
+            made[family] = TinyVision(
+                folder, model, Idefics3Processor(images, vision_tokenizer(), image_seq_len=4)
+            )
+        return made[family]
+
+    return make

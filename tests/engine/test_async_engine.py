@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -42,6 +44,57 @@ def test_face(async_engine):
     assert async_engine.vocab_size == 49152
     assert (async_engine.device, async_engine.dtype) == ("cpu", "float32")
     assert async_engine.error is None
+
+
+async def test_a_request_knows_when_it_got_how_far(async_engine):
+    request = make_request(async_engine, "A prompt of its own", max_tokens=4, ignore_eos=True)
+    request = replace(request, cache_salt="nobody else's")
+    began = time.monotonic()
+    outputs = [output async for output in async_engine.submit(request)]
+    timings = outputs[-1].timings
+    assert all(output.timings is timings for output in outputs)
+    assert began <= timings.queued <= timings.scheduled < timings.first_token < timings.last_token
+    assert timings.last_token <= time.monotonic()
+
+
+async def test_steps_are_counted(async_engine):
+    def counted():
+        steps = async_engine.steps
+        return [
+            steps.tokens.sum,
+            *(sum(each.counts) for each in (steps.prefill_seconds, steps.decode_seconds)),
+        ]
+
+    request = make_request(async_engine, "A prompt of its own", max_tokens=4, ignore_eos=True)
+    before = counted()
+    await collect(async_engine, replace(request, cache_salt="of this test"))
+    # One step reads the prompt, and three read the token before.
+    gained = [after - earlier for after, earlier in zip(counted(), before, strict=True)]
+    assert gained == [len(request.prompt_token_ids) + 3, 1, 3]
+
+
+async def test_observers_come_and_go(async_engine):
+    class Counting:
+        def __init__(self):
+            self.ids = []
+
+        def accepted(self, request):
+            self.ids.append(request.request_id)
+
+        def delivered(self, outputs):
+            pass
+
+        def lost(self, request_ids):
+            pass
+
+    observer = Counting()
+    async_engine.add_observer(observer)
+    heard, unheard = (make_request(async_engine, "Hi", max_tokens=1) for _ in range(2))
+    await collect(async_engine, heard)
+    async_engine.remove_observer(observer)
+    async_engine.remove_observer(observer)
+    await collect(async_engine, unheard)
+    assert observer.ids == [heard.request_id]
 
 
 async def test_concurrent_streams_equal_single_ones(async_engine):

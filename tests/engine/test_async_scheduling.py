@@ -13,6 +13,7 @@ BLIND = [
     SamplingParams(temperature=0.9, top_p=0.9, seed=1, max_tokens=9, n=2, logprobs=1, ignore_eos=True),
     SamplingParams(temperature=0.0, max_tokens=12, min_tokens=4),
     SamplingParams(temperature=1.0, seed=4, max_tokens=1, ignore_eos=True, prompt_logprobs=0),
+    SamplingParams(max_tokens=0, prompt_logprobs=0, n=2),
 ]
 PENALISED = SamplingParams(temperature=0.0, repetition_penalty=1.3, max_tokens=8, ignore_eos=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from myllm_engine import EngineConfig, Request, SamplingParams
+from myllm_engine import ContextLengthError, EngineConfig, Repetition, Request, SamplingParams
 from myllm_engine.engine import Engine
 
 PROMPT = [11, 400, 7, 9000, 31, 2500, 18, 77, 1200, 5, 640, 33, 21, 8, 90, 17, 4000, 3, 250, 61, 700]
@@ -78,6 +78,75 @@ def test_prompt_logprobs_are_cut_by_the_room_for_logits(tiny):
         engine._scheduler.max_num_logits = 256
     for ours, theirs in zip(cut[0].prompt_logprobs[1:], whole[0].prompt_logprobs[1:], strict=True):
         assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT[:1]])
+def test_a_prompt_can_be_read_without_a_completion(tiny, prompt):
+    engine, _ = tiny
+    read = SamplingParams(max_tokens=0, prompt_logprobs=2, n=2)
+    one = SamplingParams(max_tokens=1, prompt_logprobs=2)
+    (ours, theirs), _ = run(
+        engine,
+        Request(prompt_token_ids=prompt, params=read),
+        Request(prompt_token_ids=prompt, params=one, cache_salt="other"),
+    )
+    assert ours.finished
+    assert [(item.index, item.text, item.token_ids) for item in ours.outputs] == [(0, "", []), (1, "", [])]
+    assert {item.finish_reason for item in ours.outputs} == {"length"}
+    assert len(ours.prompt_logprobs) == len(prompt)
+    for entry, expected in zip(ours.prompt_logprobs[1:], theirs.prompt_logprobs[1:], strict=True):
+        assert (entry.token_id, entry.rank) == (expected.token_id, expected.rank)
+        assert entry.logprob == pytest.approx(expected.logprob, abs=1e-4)
+
+
+def test_a_prompt_may_fill_the_context_when_nothing_follows(tiny):
+    engine, _ = tiny
+    longest = [5] * engine.max_model_len
+    (result,), _ = run(engine, Request(prompt_token_ids=longest, params=SamplingParams(max_tokens=0)))
+    assert result.finished
+    with pytest.raises(ContextLengthError, match=r"requested 513 tokens in the prompt\. Please shorten"):
+        engine.prepare(Request(prompt_token_ids=[*longest, 5], params=SamplingParams(max_tokens=0)))
+
+
+def test_best_of_nothing_ends(tiny):
+    engine, _ = tiny
+    (result,), _ = run(
+        engine, Request(prompt_token_ids=PROMPT, params=SamplingParams(max_tokens=0, n=2, best_of=3))
+    )
+    assert [item.token_ids for item in result.outputs] == [[], []]
+
+
+def test_tokens_of_the_users_choice_are_reported(tiny):
+    engine, _ = tiny
+    wanted = [700, 3, 9000]
+    both = {"temperature": 0.0, "max_tokens": 3, "ignore_eos": True}
+    (chosen, everything), _ = run(
+        engine,
+        Request(prompt_token_ids=PROMPT, params=SamplingParams(**both, logprobs=1, logprob_token_ids=wanted)),
+        Request(prompt_token_ids=PROMPT, params=SamplingParams(**both, logprobs=engine.vocab_size)),
+    )
+    pairs = zip(chosen.outputs[0].logprobs, everything.outputs[0].logprobs, strict=True)
+    for ours, theirs in pairs:
+        of_all = dict(theirs.top)
+        expected = sorted(((of_all[token], token) for token in wanted), reverse=True)
+        assert [token for token, _ in ours.top] == [token for _, token in expected]
+        assert [value for _, value in ours.top] == pytest.approx([value for value, _ in expected], abs=1e-4)
+        assert (ours.token_id, ours.rank) == (theirs.token_id, 1)
+
+
+def test_a_completion_that_repeats_itself_is_ended(tiny):
+    engine, _ = tiny
+    loop = SamplingParams(
+        temperature=0.0,
+        max_tokens=30,
+        ignore_eos=True,
+        logit_bias={700: 1e9},
+        repetition=Repetition(max_pattern_size=2, min_pattern_size=2, min_count=3),
+    )
+    (result,), _ = run(engine, Request(prompt_token_ids=[700] * 9, params=loop))
+    [output] = result.outputs
+    assert output.token_ids == [700] * 6  # the prompt's do not count
+    assert (output.finish_reason, output.stop_reason) == ("repetition", "repetition_detected")
 
 
 def test_best_of_returns_the_likeliest_a_token(tiny):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -284,3 +284,58 @@ async def test_an_id_is_used_once_among_requests_that_come_together(loop, engine
     with pytest.raises(InvalidRequestError, match="twin"):
         loop.open([request, request], streams)
     assert loop.num_sequences == 0
+
+
+class Notes:
+    """An observer that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+
+    def accepted(self, request: Request) -> None:
+        self.events.append(("accepted", request.request_id))
+
+    def delivered(self, outputs: Sequence[RequestOutput]) -> None:
+        self.events += [("finished", output.request_id) for output in outputs if output.finished]
+
+    def lost(self, request_ids: Sequence[str]) -> None:
+        self.events += [("lost", request_id) for request_id in request_ids]
+
+
+async def test_observers_hear_of_every_request_before_its_reader(loop, engine):
+    notes = Notes()
+    loop.observers = (notes,)
+    assert await read(open_stream(loop, "whole")) == list(range(5))
+    assert notes.events == [("accepted", "whole"), ("finished", "whole")]
+    notes.events.clear()
+
+    with pytest.raises(InvalidRequestError, match="bad request"):
+        await read(open_stream(loop, "bad"))
+    assert notes.events == [("accepted", "bad"), ("lost", "bad")]
+    notes.events.clear()
+
+    engine.pause.clear()
+    open_stream(loop, "left", max_tokens=1000)
+    with pytest.raises(InvalidRequestError, match="in flight already"):
+        open_stream(loop, "left")
+    loop.abort("left", deliver=False)
+    engine.pause.set()
+    await until(lambda: notes.events == [("accepted", "left"), ("finished", "left")])
+    notes.events.clear()
+
+    engine.fail = True
+    with pytest.raises(EngineDeadError):
+        await read(open_stream(loop, "unlucky"))
+    assert notes.events == [("accepted", "unlucky"), ("lost", "unlucky")]
+
+
+async def test_an_observer_that_fails_harms_nobody(loop, caplog):
+    class Broken(Notes):
+        def delivered(self, outputs: Sequence[RequestOutput]) -> None:
+            raise ZeroDivisionError
+
+    notes = Notes()
+    loop.observers = (Broken(), notes)
+    assert await read(open_stream(loop, "a")) == list(range(5))
+    assert ("finished", "a") in notes.events
+    assert "An observer of the engine failed" in caplog.text

@@ -7,13 +7,20 @@ import math
 import pytest
 
 from myllm_engine.errors import EngineError, InvalidRequestError
-from myllm_engine.request import CompletionOutput, Request, RequestOutput, SamplingParams, TokenLogprob
+from myllm_engine.request import (
+    CompletionOutput,
+    Repetition,
+    Request,
+    RequestOutput,
+    SamplingParams,
+    TokenLogprob,
+)
 
 
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("max_tokens", [0, -1, 1.5, True, "3"]),
+        ("max_tokens", [-1, 1.5, True, "3"]),
         ("temperature", [-0.1, 1.1e30, 10**400, math.inf, math.nan, "hot", None]),
         ("top_k", [-2, 1.0]),
         ("top_p", [0, 0.0, 1.01, -1, math.nan]),
@@ -31,6 +38,7 @@ from myllm_engine.request import CompletionOutput, Request, RequestOutput, Sampl
         ("bad_words", ["word", [""], ["a", " "], [1], 5, ["a"] * 1025, ["a" * 65537]]),
         ("allowed_token_ids", [[-1], ["a"], 5, "5"]),
         ("logprobs", [-1, True]),
+        ("logprob_token_ids", [[5], [-1], "5"]),  # the first for want of `logprobs`
         ("ignore_eos", [1, "yes"]),
     ],
 )
@@ -45,7 +53,7 @@ def test_bad_values_are_refused_by_name(name, values):
 
 def test_limits_themselves_are_accepted():
     SamplingParams(
-        max_tokens=1, temperature=0, top_k=-1, top_p=1, min_p=1, typical_p=1, seed=-(2**63), logprobs=0
+        max_tokens=0, temperature=0, top_k=-1, top_p=1, min_p=1, typical_p=1, seed=-(2**63), logprobs=0
     )
     SamplingParams(
         n=128, stop=["a" * 64] * 64, temperature=1e30, repetition_penalty=1e6, logit_bias={0: -1e30}
@@ -56,6 +64,46 @@ def test_limits_themselves_are_accepted():
 def test_min_tokens_above_max_tokens_is_refused():
     with pytest.raises(InvalidRequestError, match=r"`min_tokens` \(5\).*`max_tokens` \(4\)"):
         SamplingParams(min_tokens=5, max_tokens=4)
+
+
+def test_reported_tokens_are_few():
+    SamplingParams(logprobs=0, logprob_token_ids=range(128))
+    with pytest.raises(InvalidRequestError, match="may hold 128 token ids; got 129"):
+        SamplingParams(logprobs=0, logprob_token_ids=range(129))
+
+
+def test_a_beam_search_makes_tokens():
+    with pytest.raises(InvalidRequestError, match="`max_tokens` must be 1 or more"):
+        SamplingParams(max_tokens=0, temperature=0, use_beam_search=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"max_pattern_size": 0, "min_count": 2}, "`max_pattern_size`"),
+        ({"max_pattern_size": 257, "min_count": 2}, "`max_pattern_size`"),
+        ({"max_pattern_size": 4, "min_pattern_size": 5, "min_count": 2}, "`min_pattern_size`"),
+        ({"max_pattern_size": 4, "min_count": 1}, "`min_count`"),
+        ({"max_pattern_size": 256, "min_count": 9}, "`min_count`"),
+    ],
+)
+def test_bad_patterns_are_refused(fields, says):
+    with pytest.raises(InvalidRequestError, match=says) as caught:
+        Repetition(**fields)
+    assert caught.value.param == "repetition_detection"
+
+
+def test_repetitions_are_found_where_the_text_ends():
+    twice = Repetition(max_pattern_size=3, min_count=2)
+    assert twice.found([5, 5])
+    assert twice.found([9, 1, 2, 3, 1, 2, 3])
+    assert not twice.found([1, 2, 3, 1, 2, 3, 4])
+    assert not twice.found([1, 2, 3, 4, 1, 2, 3, 4])  # longer than what is looked for
+    assert not twice.found([3, 1, 2, 3])
+    long = Repetition(max_pattern_size=3, min_pattern_size=2, min_count=3)
+    assert long.found([7, 7, 7, 7, 7, 7])
+    assert not long.found([7, 7, 7, 7, 7])
+    assert not long.found([])
 
 
 def test_sequences_are_normalised():

@@ -112,7 +112,7 @@ def test_chat_template_from_config(tmp_path: Path):
     file.write_text("file {{ messages[0].content }}")
     assert read_chat_template(str(file)).startswith("file")
     assert read_chat_template("{{ x }}") == "{{ x }}"
-    with pytest.raises(ModelLoadError, match="neither a file nor a Jinja template"):
+    with pytest.raises(ModelLoadError, match="neither a Jinja template nor a file"):
         read_chat_template(str(tmp_path / "none.jinja"))
     loaded = load_tokenizer(EngineConfig(chat_template=str(file)), resolve_model("smollm2"))
     assert loaded.render_chat(MESSAGES) == "file Hi"

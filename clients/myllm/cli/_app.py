@@ -16,7 +16,17 @@ from typer.main import get_command
 from .._version import __version__
 
 _GROUP = "myllm.commands"
-_CONTEXT: dict[Any, Any] = {"help_option_names": ["-h", "--help"]}
+
+
+def _with_dashes(name: str) -> str:
+    """Return an option's name with dashes; vLLM's users write underscores, too."""
+    return name.replace("_", "-")
+
+
+_CONTEXT: dict[Any, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": _with_dashes,
+}
 
 
 def build() -> typer.Typer:

@@ -24,6 +24,7 @@ from .pretrained import read_model
 from .quantize_gpu import quantize_linears
 from .source import ModelSource
 from .verify import Expected, take_expected
+from .vision import VISION_FAMILIES
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,10 @@ class LoadedModel:
         name: short name, such as "SmolLM2-135M-Instruct".
         max_model_len: tokens that one sequence may have.
         vocab_size: width of the logits.
+        hidden_size: width of the hidden states after the last layer.
         eos_token_ids: from the model's config and generation config.
+        generation_config: what the model's makers recommend, as its `generation_config.json` has it; without
+            what is transformers' default anyway.
         native: the model in the CPU library, which then computes instead of `model`; None: there is none.
         expected: what the model computes by itself, to verify paged attention against; None with a
             native model.
@@ -55,7 +59,9 @@ class LoadedModel:
     name: str
     max_model_len: int
     vocab_size: int
+    hidden_size: int
     eos_token_ids: frozenset[int]
+    generation_config: dict[str, Any]
     lora: LoraModel
     native: NativeModel | None = None
     expected: Expected | None = None
@@ -126,7 +132,8 @@ def load_model(
         adapt(model)
     else:
         register_attention()
-        model.set_attn_implementation(ATTENTION_NAME)
+        sees = model.config.model_type in VISION_FAMILIES  # and not with the language model's attention
+        model.set_attn_implementation({"text_config": ATTENTION_NAME} if sees else ATTENTION_NAME)
     if text_config._attn_implementation != ATTENTION_NAME:
         raise ModelLoadError(
             f"{config.model!r} is of the family `{text_config.model_type}`, whose attention in transformers "
@@ -141,7 +148,9 @@ def load_model(
         name=_short_name(config.model, source),
         max_model_len=max_model_len,
         vocab_size=vocab_size,
+        hidden_size=text_config.hidden_size,
         eos_token_ids=_eos_ids(model.generation_config) | _eos_ids(text_config),
+        generation_config=model.generation_config.to_diff_dict(),
         lora=lora,
         native=native,
         expected=expected,

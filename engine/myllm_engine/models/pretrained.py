@@ -10,11 +10,18 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 
 from ..config import EngineConfig
 from ..errors import ModelLoadError
 from .source import ModelSource
+from .vision import VISION_FAMILIES
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +45,8 @@ def read_model(
         if source.gguf_file is not None:
             return _from_gguf(config.model, source, options)
         options["revision"] = config.revision
-        _check_family(config, source)
-        return _with_all_weights(config.model, source.path, options)
+        loader = _check_family(config, source)
+        return _with_all_weights(config.model, source.path, options, loader)
     except ModelLoadError:
         raise
     except Exception as error:
@@ -47,12 +54,15 @@ def read_model(
         raise ModelLoadError(f"The model {config.model!r} cannot be loaded: {reason}") from error
 
 
-def _check_family(config: EngineConfig, source: ModelSource) -> None:
-    """Refuse what has no causal language model in transformers, before any weight is read."""
+def _check_family(config: EngineConfig, source: ModelSource) -> Any:
+    """Return the class that loads the model.
+
+    Refuse what has no causal language model in transformers, before any weight is read.
+    """
     raw, _ = transformers.PretrainedConfig.get_config_dict(source.path, revision=config.revision)
     family = raw.get("model_type")
     if "auto_map" in raw and config.trust_remote_code:
-        return
+        return AutoModelForCausalLM
     if family is None:
         raise ModelLoadError(
             f"The `config.json` of {config.model!r} names no `model_type`: is it the config of a model in "
@@ -68,8 +78,15 @@ def _check_family(config: EngineConfig, source: ModelSource) -> None:
             "does not know: a newer version might (pip install -U transformers)"
         )
     parsed = AutoConfig.from_pretrained(source.path, revision=config.revision)
+    if family in VISION_FAMILIES:
+        if config.tensor_parallel_size > 1 or config.lora_adapters or config.max_loras:
+            raise ModelLoadError(
+                f"{config.model!r} sees images, and runs without `tensor_parallel_size` and without LoRA "
+                "adapters only"
+            )
+        return AutoModelForImageTextToText
     if type(parsed) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return
+        return AutoModelForCausalLM
     if parsed.is_encoder_decoder:
         reason = "has an encoder"
     elif parsed.get_text_config(decoder=True) is not parsed:
@@ -82,9 +99,11 @@ def _check_family(config: EngineConfig, source: ModelSource) -> None:
     )
 
 
-def _with_all_weights(name: str, path: str, options: dict[str, Any]) -> PreTrainedModel:
+def _with_all_weights(
+    name: str, path: str, options: dict[str, Any], loader: Any = AutoModelForCausalLM
+) -> PreTrainedModel:
     """Load, and refuse what transformers fills with random numbers: weights that the files do not have."""
-    model, info = AutoModelForCausalLM.from_pretrained(
+    model, info = loader.from_pretrained(
         path, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
     missing = sorted(info["missing_keys"])

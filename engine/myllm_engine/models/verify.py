@@ -118,7 +118,10 @@ def _batch(expected: Expected, starts: tuple[int, ...], counts: tuple[int, ...],
         prompt_rows=[],
         hidden_index=none,
         pooled=[],
+        read=[],
         adapters=None,
+        image_index=none,
+        images=[],
         scheduled=[],
     )
 

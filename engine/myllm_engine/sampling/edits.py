@@ -1,4 +1,4 @@
-"""Change logits before a token is chosen: penalties, bias, and what is not allowed.
+"""Change logits before a token is chosen: watermark, penalties, bias, and what is not allowed.
 
 All of it but masks over the whole vocabulary are edits of single places in `[R, vocab_size]`, gathered over
 the rows and done together.
@@ -15,6 +15,7 @@ import torch
 
 from .counts import TokenCounts
 from .kernels import on_device
+from .watermark import DELTA, green_list
 
 if TYPE_CHECKING:
     from ..sequence import Row
@@ -44,11 +45,13 @@ class LogitEdits:
         self.end_ids = np.array(sorted(ends), dtype=np.int64)
         self.min_tokens = params.min_tokens if ends else 0
         self.bad_words = sequence.bad_words
+        self.watermark = params.watermark
         self._always = bool(
             self.counts is not None
             or self.bias_ids.size
             or self.allowed_ids.size
             or self.bad_words is not None
+            or self.watermark
         )
 
     def needed(self, row: Row) -> bool:
@@ -70,12 +73,13 @@ def edit_logits(
     *,
     eos_token_ids: frozenset[int],
 ) -> torch.Tensor:
-    """Return `[R, vocab_size]` float32, the logits under penalties, bias, constraints and `min_tokens`.
+    """Return `[R, vocab_size]` float32: the logits with all that the requests add, subtract and forbid.
 
     The arguments are those of `sampler.sample`, whose logits are left as they are.
     """
     work = logits.to(torch.float32, copy=True)
     edits = [edits_of(row.sequence, eos_token_ids) for row in rows]
+    _mark(work, rows, edits)
     _penalise(work, rows, edits)
     biased = [index for index, item in enumerate(edits) if item.bias_ids.size]
     if biased:
@@ -119,6 +123,14 @@ def _places(work: torch.Tensor, rows: Sequence[int], ids: Sequence[np.ndarray]) 
     width = work.shape[1]
     places = [row * width + items for row, items in zip(rows, ids, strict=True)]
     return on_device(np.concatenate(places), work.device)
+
+
+def _mark(work: torch.Tensor, rows: Sequence[Row], edits: Sequence[LogitEdits]) -> None:
+    """Make the green tokens of watermarked rows likelier."""
+    for index, (row, item) in enumerate(zip(rows, edits, strict=True)):
+        if item.watermark:
+            previous = row.drafts[-1] if row.drafts else row.sequence.token_ids[-1]
+            work[index, green_list(previous, work.shape[1]).to(work.device)] += DELTA
 
 
 def _penalise(work: torch.Tensor, rows: Sequence[Row], edits: Sequence[LogitEdits]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -22,24 +22,36 @@ class TokenLogprobs:
         logits: `[R, vocab_size]`, any float dtype.
         token_ids: `[R]` int64.
         counts: how many of the most likely tokens each row wants; None: the row wants nothing.
+        chosen: tokens that a row wants in their place, by row.
     """
 
-    def __init__(self, logits: torch.Tensor, token_ids: torch.Tensor, counts: Sequence[int | None]) -> None:
+    def __init__(
+        self,
+        logits: torch.Tensor,
+        token_ids: torch.Tensor,
+        counts: Sequence[int | None],
+        chosen: Mapping[int, Sequence[int]] | None = None,
+    ) -> None:
         self._counts = counts
+        self._chosen = chosen or {}
         wanted = [row for row, count in enumerate(counts) if count is not None]
         self._parts: list[tuple[list[int], HostCopy]] = []
         for start in range(0, len(wanted), _ROWS):
             rows = wanted[start : start + _ROWS]
             most = max(counts[row] or 0 for row in rows)
-            self._parts.append((rows, _reckon(pick(logits, rows), pick(token_ids, rows), most)))
+            wishes = [self._chosen.get(row, ()) for row in rows] if self._chosen else []
+            self._parts.append((rows, _reckon(pick(logits, rows), pick(token_ids, rows), most, wishes)))
 
     def result(self) -> list[TokenLogprob | None]:
         """Wait for them; return an item per row, None where nothing was wanted."""
         result: list[TokenLogprob | None] = [None] * len(self._counts)
         for rows, copy in self._parts:
-            for row, token_id, logprob, rank, ids, values in zip(rows, *copy.lists(), strict=True):
+            for row, token_id, logprob, rank, ids, values, *wished in zip(rows, *copy.lists(), strict=True):
                 count = self._counts[row]
                 top = tuple(zip(ids[:count], values[:count], strict=True))
+                if chosen := self._chosen.get(row):
+                    pairs = zip(chosen, wished[0][: len(chosen)], strict=True)
+                    top = tuple(sorted(pairs, key=lambda pair: -pair[1]))
                 result[row] = TokenLogprob(token_id, logprob, rank, top)
         return result
 
@@ -57,11 +69,19 @@ def prompt_logprobs(logits: torch.Tensor, target_ids: Sequence[int], count: int)
     return [item for item in items if item is not None]
 
 
-def _reckon(logits: torch.Tensor, token_ids: torch.Tensor, most: int) -> HostCopy:
+def _reckon(
+    logits: torch.Tensor, token_ids: torch.Tensor, most: int, wishes: Sequence[Sequence[int]]
+) -> HostCopy:
     logprobs = torch.log_softmax(logits.float(), dim=-1)
     chosen = logprobs.gather(1, token_ids.unsqueeze(1))
     # A sum of floats counts exactly up to 2**24.
     not_above = at_least(chosen, logprobs).sum(dim=-1)
     ranks = (logprobs.shape[1] - not_above + 1).long()
     top_values, top_ids = top_k(logprobs, min(most, logprobs.shape[1]))
-    return HostCopy(token_ids, chosen.flatten(), ranks, top_ids, top_values)
+    parts = [token_ids, chosen.flatten(), ranks, top_ids, top_values]
+    if wishes:
+        width = max(map(len, wishes))
+        padded = [token_id for wish in wishes for token_id in (*wish, *[0] * (width - len(wish)))]
+        index = on_device(padded, logits.device, torch.int64).view(len(wishes), width)
+        parts.append(logprobs.gather(1, index))
+    return HostCopy(*parts)

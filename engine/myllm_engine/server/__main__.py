@@ -6,7 +6,13 @@ import typer
 
 from .cli import serve
 
-if __name__ == "__main__":
+
+def main(program: str = "python -m myllm_engine.server") -> None:
+    """Run the command `serve` by itself."""
     app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    app.command()(serve)
-    app(prog_name="python -m myllm_engine.server")
+    app.command(context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})(serve)
+    app(prog_name=program)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,8 @@ from fastapi import Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import Kind, Problem
+from .exchange import current
+from .paths import route_path
 
 # What a load balancer or a browser must reach without a key: liveness and the API's description.
 OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/docs", "/redoc", "/openapi.json"})
@@ -40,10 +42,13 @@ class ApiKeyMiddleware:
             "Unauthorized: send one of the server's API keys as `Authorization: Bearer <key>`",
             headers={"WWW-Authenticate": "Bearer"},
         )
-        await self._render(scope["path"], problem)(scope, receive, send)
+        exchange = current.get()
+        if exchange is not None:
+            exchange.failure = problem.kind.value
+        await self._render(route_path(scope), problem)(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
-        path, method = scope["path"], scope["method"]
+        path, method = route_path(scope), scope["method"]
         return method == "OPTIONS" or path in OPEN_PATHS or (path == "/" and method in ("GET", "HEAD"))
 
     def _has_key(self, request: Request) -> bool:

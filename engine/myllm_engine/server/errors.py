@@ -18,6 +18,8 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from ..errors import EngineDeadError, EngineError, InvalidRequestError, QueueFullError
+from .exchange import current
+from .fields import ignore_unknown
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,9 @@ class Kind(Enum):
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     OVERLOADED = "overloaded"
+    TIMEOUT = "timeout"
     ENGINE_DEAD = "engine_dead"
+    GENERATION = "generation"
     INTERNAL = "internal"
 
 
@@ -70,7 +74,18 @@ def invalid(message: str, param: str | None = None) -> ProblemError:
 
 
 def diagnose(error: BaseException) -> Problem:
-    """Classify an exception. What is not foreseen is logged with its traceback and hidden from the client."""
+    """Classify an exception. What is not foreseen is logged with its traceback and hidden from the client.
+
+    The current exchange takes note of it.
+    """
+    problem = _classify(error)
+    exchange = current.get()
+    if exchange is not None:
+        exchange.failure = problem.kind.value
+    return problem
+
+
+def _classify(error: BaseException) -> Problem:
     if isinstance(error, ProblemError):
         return error.problem
     if isinstance(error, RequestValidationError):
@@ -82,7 +97,7 @@ def diagnose(error: BaseException) -> Problem:
     if isinstance(error, EngineDeadError):
         return Problem(Kind.ENGINE_DEAD, f"The engine has stopped and serves no request: {error}")
     if isinstance(error, EngineError):
-        return Problem(Kind.INTERNAL, str(error))
+        return Problem(Kind.GENERATION, str(error))
     if isinstance(error, HTTPException):
         return _from_http(error)
     if isinstance(error, UnicodeEncodeError):
@@ -100,6 +115,7 @@ def dialect_route(render: Callable[[Problem], Response]) -> type[APIRoute]:
             handle = super().get_route_handler()
 
             async def handle_or_render(request: Request) -> Response:
+                ignore_unknown.set(request.app.state.context.settings.allow_unknown_fields)
                 try:
                     response: Response = await handle(request)
                 except ClientDisconnectedError:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from contextvars import ContextVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
+
+M = TypeVar("M", bound=BaseModel)
+
+# Whether the request at hand may hold unknown fields, which are then passed over; routes set it.
+ignore_unknown: ContextVar[bool] = ContextVar("ignore_unknown", default=False)
 
 
 class StrictModel(BaseModel):
@@ -16,14 +23,16 @@ class StrictModel(BaseModel):
     A silent drop is what users of other servers suffer from most: free text where a constraint was asked for.
 
     Class attributes:
-        unsupported: fields that the dialect defines and this server cannot honour yet, with the values
-            besides null that ask for nothing special and are therefore accepted.
+        unsupported: fields that the dialect defines and this server does not honour, with the values besides
+            null that ask for nothing special and are therefore accepted.
+        reasons: why it does not, and what to do, for those of them that it never will.
         no_effect: fields that are accepted although they change nothing here (an end user's id, for example).
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    reasons: ClassVar[Mapping[str, str]] = {}
     no_effect: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
@@ -40,8 +49,9 @@ class StrictModel(BaseModel):
                 if value is not None and not any(
                     value == neutral and type(value) is type(neutral) for neutral in cls.unsupported[name]
                 ):
-                    raise refusal(f"`{name}` is not supported by this server yet", name)
-            elif name not in cls.no_effect:
+                    reason = cls.reasons.get(name, "is not supported by this server yet")
+                    raise refusal(f"`{name}` {reason}", name)
+            elif name not in cls.no_effect and not ignore_unknown.get():
                 raise refusal(cls._unknown(name), name)
         return kept
 
@@ -56,6 +66,19 @@ class StrictModel(BaseModel):
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
         return f"Unknown field {name[:100]!r}{hint}"
+
+
+def parse(model: type[M], body: Any) -> M:
+    """Read a body of JSON that a route took as it came, for the route to choose what it is.
+
+    Raises:
+        RequestValidationError: as FastAPI's own, when it reads the body.
+    """
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        errors = [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
+        raise RequestValidationError(errors) from error
 
 
 def refusal(reason: str, field: str | None = None) -> PydanticCustomError:

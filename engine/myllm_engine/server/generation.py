@@ -15,8 +15,17 @@ from fastapi import Request as HttpRequest
 
 from ..async_engine import AsyncEngine
 from ..errors import InvalidRequestError
-from ..request import CompletionOutput, FinishReason, Request, RequestOutput, TokenLogprob
-from .errors import ClientDisconnectedError, invalid
+from ..request import (
+    CompletionOutput,
+    FinishReason,
+    Request,
+    RequestOutput,
+    RequestTimings,
+    TokenLogprob,
+)
+from .deadline import expired, in_time, remaining
+from .errors import ClientDisconnectedError
+from .limits import check_requests
 from .settings import ServerContext
 
 logger = logging.getLogger(__name__)
@@ -77,37 +86,69 @@ class Generation:
 
     Open it with `open`: errors that concern the whole request (an overfull queue, a dead engine) then come
     before an HTTP status is sent. Close it with `aclose` in every case: that aborts what still runs.
+
+    Outputs are held back, and joined to the next ones, while the log-probabilities of the prompt are
+    incomplete: what echoes a prompt begins with them. So are those with less than `interval` new tokens for
+    every sequence, but for the first and the last one.
+
+    Attributes:
+        requests: those of the engine.
+        settings: of the server.
+        prompt_tokens: of all prompts.
+        completion_tokens: of the outputs so far.
+        prompt_logprobs: of each request's prompt, when asked for.
+        embeddings: of each request with `pooling`.
+        timings: of the first request whose output came.
     """
 
-    def __init__(self, engine: AsyncEngine, requests: Sequence[Request]) -> None:
+    def __init__(self, context: ServerContext, requests: Sequence[Request], *, interval: int = 1) -> None:
         self.requests = requests
+        self.settings = context.settings
         self.prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
         self.completion_tokens = 0
         # Those of the completion's that the model thought with; None where nobody tells thoughts apart.
         self.reasoning_tokens: int | None = None
         self.prompt_logprobs: list[list[TokenLogprob | None] | None] = [None] * len(requests)
-        self._outputs = _merge(engine, requests)
+        self.embeddings: list[list[float] | None] = [None] * len(requests)
+        self.timings: RequestTimings | None = None
+        self._interval = interval
+        self._cached: dict[int, int] = {}
+        self._held: dict[int, RequestOutput] = {}
+        self._outputs = _merge(context.engine, requests)
         self._head: list[tuple[int, RequestOutput]] = []
         self._started = time.monotonic()
         self._unfinished = len(requests)
         self._closed = False
 
     @classmethod
-    async def open(cls, context: ServerContext, requests: Sequence[Request], http: HttpRequest) -> Generation:
+    async def open(
+        cls,
+        context: ServerContext,
+        requests: Sequence[Request],
+        http: HttpRequest,
+        *,
+        interval: int | None = None,
+    ) -> Generation:
         """Submit the requests and wait for their first output.
+
+        Args:
+            context: of the server.
+            requests: to be run.
+            http: whose client must stay.
+            interval: new tokens of a sequence that an output waits for.
 
         Raises:
             InvalidRequestError: before anything is submitted.
-            ProblemError: these requests never fit into the queue.
+            ProblemError: see `limits`.
             QueueFullError, EngineDeadError: from the engine.
             ClientDisconnectedError: the client left first; nothing runs any more.
         """
         engine = context.engine
-        check_room(engine, sum(request.params.num_sequences for request in requests))
+        check_requests(context, requests)
         for request in requests:
             # Compiles the constraint, which takes from 1 ms to seconds.
             await until_disconnect(http, engine.prepare(request))
-        generation = cls(engine, requests)
+        generation = cls(context, requests, interval=interval or 1)
         try:
             first = await until_disconnect(http, anext(generation._outputs))
         except BaseException:
@@ -120,12 +161,39 @@ class Generation:
         return self
 
     async def __anext__(self) -> tuple[int, RequestOutput]:
-        index, output = self._head.pop() if self._head else await anext(self._outputs)
+        while True:
+            index, output = self._head.pop() if self._head else await in_time(anext(self._outputs))
+            if held := self._held.pop(index, None):
+                held.extend(output)
+                output = held
+            if self._is_due(index, output):
+                break
+            self._held[index] = output
+        self.timings = self.timings or output.timings
+        self._cached[index] = output.num_cached_tokens
         self.completion_tokens += sum(len(sequence.token_ids) for sequence in output.outputs)
         self._unfinished -= output.finished
         if output.prompt_logprobs is not None:
             self.prompt_logprobs[index] = output.prompt_logprobs
+        if output.embedding is not None:
+            self.embeddings[index] = output.embedding
         return index, output
+
+    def _is_due(self, index: int, output: RequestOutput) -> bool:
+        """Tell whether an output is handed out now."""
+        if output.finished:
+            return True
+        if output.prompt_logprobs is not None and len(output.prompt_logprobs) < len(output.prompt_token_ids):
+            return False
+        is_first = index not in self._cached
+        return is_first or any(
+            sequence.finish_reason or len(sequence.token_ids) >= self._interval for sequence in output.outputs
+        )
+
+    @property
+    def cached_tokens(self) -> int:
+        """Return how many tokens of the prompts were found in the prefix cache, as far as is known."""
+        return sum(self._cached.values())
 
     async def collect(self, http: HttpRequest) -> list[list[Completion]]:
         """Return the completions of each request when all have ended, and close."""
@@ -158,16 +226,6 @@ class Generation:
                 "completion_tokens": self.completion_tokens,
                 "seconds": round(time.monotonic() - self._started, 3),
             },
-        )
-
-
-def check_room(engine: AsyncEngine, sequences: int) -> None:
-    """Refuse what would be told to come back later for ever. The engine knows of single requests only."""
-    config = engine.config
-    if config.max_queue is not None and sequences > config.max_num_seqs + config.max_queue:
-        raise invalid(
-            f"The request asks for {sequences} sequences (prompts x n), and no more than "
-            f"{config.max_num_seqs + config.max_queue} may run and wait on this server"
         )
 
 
@@ -210,14 +268,19 @@ async def _merge(
 
 
 async def until_disconnect(http: HttpRequest, work: Awaitable[T]) -> T:
-    """Return the result of `work`; cancel it and raise ClientDisconnectedError if the client leaves first."""
+    """Return the result of `work`; cancel it when the client leaves or the request's time is up.
+
+    Raises:
+        ClientDisconnectedError: the client left first.
+        ProblemError: the time was up first.
+    """
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnect(http))
     try:
-        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, watcher), timeout=remaining(), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ClientDisconnectedError
+        raise ClientDisconnectedError if watcher.done() else expired()
     finally:
         task.cancel()
         watcher.cancel()

@@ -43,8 +43,8 @@ def exit_with_parent(grace: float, *, fd: int = 0) -> threading.Thread:
     return thread
 
 
-def exit_despite_threads(seconds: float) -> None:
-    """Give the threads that the interpreter would wait for `seconds` to end; else end the process, with 0.
+def exit_despite_threads(seconds: float, code: int = 0) -> None:
+    """Give the threads that the interpreter would wait for `seconds` to end; else exit with `code`.
 
     Nothing stops a thread inside a compiler or a kernel, and at its exit Python waits for ever.
     """
@@ -61,4 +61,4 @@ def exit_despite_threads(seconds: float) -> None:
         logger.warning("stopping in spite of threads that still work", extra={"threads": ",".join(hanging)})
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(code)

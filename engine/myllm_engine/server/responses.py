@@ -12,6 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 # nginx buffers an answer unless told not to, and a buffered stream is none.
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+# A comment, which readers of server-sent events skip: proxies cut connections on which nothing comes.
+_KEEP_ALIVE = b": keep-alive\n\n"
 
 
 def json_response(content: Any, status_code: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -50,7 +52,9 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the events or the client end."""
-        sender = asyncio.ensure_future(self._send(send))
+        interval = scope["app"].state.context.settings.http.sse_keep_alive_interval
+        events = _with_keep_alive(self._events, interval) if interval else self._events
+        sender = asyncio.ensure_future(self._send(events, send))
         listener = asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait((sender, listener), return_when=asyncio.FIRST_COMPLETED)
@@ -62,14 +66,36 @@ class EventStream(Response):
             sender.cancel()
             listener.cancel()
             await asyncio.gather(sender, listener, return_exceptions=True)
+            await events.aclose()
             await self._events.aclose()
             await self._source.aclose()
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, events: AsyncGenerator[bytes, None], send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for event in self._events:
+        async for event in events:
             await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _with_keep_alive(
+    events: AsyncGenerator[bytes, None], interval: float
+) -> AsyncGenerator[bytes, None]:
+    """Hand the events on, and a comment whenever none has come for `interval` seconds."""
+    coming = asyncio.ensure_future(anext(events, None))
+    try:
+        while True:
+            await asyncio.wait((coming,), timeout=interval)
+            if not coming.done():
+                yield _KEEP_ALIVE
+                continue
+            event = coming.result()
+            if event is None:
+                return
+            yield event
+            coming = asyncio.ensure_future(anext(events, None))
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -11,9 +11,8 @@ router = APIRouter(tags=["System"])
 
 
 def health(context: ServerContext) -> Response:
-    """Answer 200 with no body while the engine works, 503 once it has died."""
-    error = context.engine.error
-    if error is None:
+    """Answer 200 with no body while requests are served, 503 when the engine has died or the server ends."""
+    if context.engine.error is None and not context.traffic.draining:
         return Response()
     # TGI's words, which its clients look for; vLLM answers 503 without a body.
     return json_response({"error": "unhealthy", "error_type": "healthcheck"}, 503)
@@ -32,6 +31,12 @@ async def get_health(context: Context) -> Response:
 async def ping(context: Context) -> Response:
     """Answer 200 while the engine works, else 503."""
     return health(context)
+
+
+@router.get("/load", summary="Tell how many requests are being answered")
+async def get_load(context: Context) -> Response:
+    """Return `{"server_load"}`: requests that make the engine work, or wait for it."""
+    return json_response({"server_load": context.traffic.in_flight})
 
 
 @router.get("/version", summary="Tell the version of the server")

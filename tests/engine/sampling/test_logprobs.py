@@ -42,6 +42,23 @@ def test_prompt_logprobs():
     assert prompt_logprobs(logits[:0], [], 3) == []
 
 
+def test_named_tokens_take_the_place_of_likely_ones():
+    logits = torch.randn(70, 4096, generator=torch.Generator().manual_seed(5)) * 3
+    token_ids = logits.argmax(dim=-1)
+    chosen = {0: [7, 4000, 8], 66: [5]}  # in two parts, and beside rows that want likely ones
+    items = TokenLogprobs(logits, token_ids, [2] * 70, chosen).result()
+    for row, item in enumerate(items):
+        expected = torch.log_softmax(logits[row].double(), dim=-1)
+        if row not in chosen:
+            assert_exact(item, logits[row], int(token_ids[row]), 2)
+            continue
+        assert {token for token, _ in item.top} == set(chosen[row])
+        for token, value in item.top:
+            assert value == pytest.approx(float(expected[token]), abs=1e-5)
+        values = [value for _, value in item.top]
+        assert values == sorted(values, reverse=True)
+
+
 def test_more_than_the_vocabulary_gives_all_of_it():
     (item,) = prompt_logprobs(torch.tensor([[0.0, 2.0, 1.0]]), [0], 10)
     assert [index for index, _ in item.top] == [1, 2, 0]

@@ -21,7 +21,7 @@ from myllm_engine.config import EngineConfig
 from myllm_engine.request import CompletionOutput, Request, RequestOutput, TokenLogprob
 from myllm_engine.server.app import build_app
 from myllm_engine.server.settings import ServerSettings
-from myllm_engine.stats import EngineStats
+from myllm_engine.stats import EngineStats, StepStats
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,19 @@ def http(live: Live) -> Iterator[httpx.Client]:
         yield client
 
 
+Serve = Callable[[ServerSettings], AbstractContextManager[Live]]
+
+
+@pytest.fixture(scope="session")
+def serve(engine: AsyncEngine) -> Serve:
+    """Return a function that serves the bundled model with settings of its own."""
+
+    def serve(settings: ServerSettings) -> AbstractContextManager[Live]:
+        return serve_engine(engine, settings)
+
+    return serve
+
+
 class ByteTokenizer:
     """One token a byte; 256 ends the sequence."""
 
@@ -84,6 +97,12 @@ class ByteTokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
+
+    def encode_with_offsets(
+        self, text: str, add_special_tokens: bool = True
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        places = [place for place, character in enumerate(text) for _ in character.encode()]
+        return self.encode(text), [(place, place + 1) for place in places]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
@@ -97,25 +116,39 @@ class ByteTokenizer:
     def is_special(self, token_id: int) -> bool:
         return token_id == 256
 
-    def render_chat(self, messages: list[dict[str, Any]], **kwargs: Any) -> str:
+    def render_chat(self, messages: list[dict[str, Any]], form: str = "auto", /, **kwargs: Any) -> str:
         return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
 
 
 @dataclass
 class ScriptedEngine:
-    """An engine that says what a test wants it to say: for failures that a healthy one does not have."""
+    """An engine that says what a test wants it to say: for failures that a healthy one does not have.
 
-    script: list[RequestOutput | BaseException] = field(default_factory=list)
+    A number in its script is a pause, in seconds.
+    """
+
+    script: list[RequestOutput | BaseException | float] = field(default_factory=list)
     error: BaseException | None = None
     config: EngineConfig = field(default_factory=EngineConfig)
     tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
+    vision: None = None
     model_name: str = "Scripted"
     max_model_len: int = 100
     vocab_size: int = 257
+    hidden_size: int = 4
     device: str = "cpu"
     dtype: str = "float32"
+    loras: dict[str, str] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     compiler: Callable[[Request], Awaitable[None]] | None = None
+    generation_config: dict[str, Any] = field(default_factory=dict)
+    steps: StepStats = field(default_factory=StepStats)
+
+    def add_observer(self, observer: Any) -> None:
+        pass
+
+    def remove_observer(self, observer: Any) -> None:
+        pass
 
     async def prepare(self, request: Request) -> None:
         self.requests.append(request)
@@ -124,13 +157,15 @@ class ScriptedEngine:
 
     async def submit(self, request: Request) -> AsyncIterator[RequestOutput]:
         for item in self.script:
-            await asyncio.sleep(0)
+            await asyncio.sleep(item if isinstance(item, float) else 0)
+            if isinstance(item, float):
+                continue
             if isinstance(item, BaseException):
                 raise item
             yield item
 
     def stats(self) -> EngineStats:
-        return EngineStats(0, 0, 1, 1, 0, 0, 0)
+        return EngineStats(0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0)
 
     def close(self) -> None:
         pass
@@ -152,6 +187,12 @@ def said(*sequences: tuple[str, bytes, str | None], prompt: str = "p") -> Reques
     return RequestOutput("id", list(prompt.encode()), outputs, finished)
 
 
+@pytest.fixture(scope="session")
+def serving() -> Callable[..., AbstractContextManager[Live]]:
+    """Return a function that serves an engine: `with serving(engine, settings) as live`."""
+    return serve_engine
+
+
 Scripted = Callable[..., AbstractContextManager[Live]]
 
 
@@ -161,7 +202,7 @@ def scripted() -> Scripted:
 
     @contextmanager
     def serve(
-        script: Sequence[RequestOutput | BaseException] = (),
+        script: Sequence[RequestOutput | BaseException | float] = (),
         settings: ServerSettings | None = None,
         **attributes: Any,
     ) -> Iterator[Live]:
@@ -171,8 +212,8 @@ def scripted() -> Scripted:
     return serve
 
 
-@pytest.fixture(scope="session", name="serve")
-def serve_fixture() -> Callable[..., AbstractContextManager[Live]]:
+@pytest.fixture(scope="session", name="serve_engine")
+def serve_engine_fixture() -> Callable[..., AbstractContextManager[Live]]:
     """Hand `serve_engine` on: test modules cannot import from here."""
     return serve_engine
 

@@ -1,4 +1,4 @@
-"""What clients are told when something goes wrong, in both dialects."""
+"""What OpenAI's clients are told when something goes wrong; `tgi/test_errors.py` has TGI's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,19 @@ def healthy(scripted, said):
     [
         ("temprature", 0.5, "did you mean `temperature`?"),
         ("wholly_unknown", 1, "Unknown field 'wholly_unknown'"),
-        ("logits_processors", ["a"], "`logits_processors` is not supported by this server yet"),
+        ("logits_processors", ["a"], "`logits_processors` are not taken"),
+        ("kv_transfer_params", {"a": 1}, "`kv_transfer_params` are not taken"),
+        ("vllm_xargs", {"a": 1}, "`vllm_xargs` are not taken"),
+        ("thinking_token_budget", 5, "`thinking_token_budget` is not enforced here"),
+        ("truncate_prompt_tokens", 0, "`truncate_prompt_tokens` must be 1 or more, or -1"),
+        ("truncate_prompt_tokens", 101, "must not be above 100, this model's maximum context length"),
+        ("truncation_side", "middle", "`truncation_side`"),
+        ("logprob_token_ids", [5], "`logprob_token_ids` needs `logprobs`"),
+        ("repetition_detection", {"max_pattern_size": 3, "min_count": 1}, "`min_count`"),
+        ("repetition_detection", {"max_size": 3}, "did you mean `max_pattern_size`?"),
+        ("request_id", "", "`request_id`"),
+        ("stream_interval", 0, "`stream_interval`"),
+        ("max_tokens", 0, "`max_tokens` 0 makes no text"),
         ("temperature", "hot", "`temperature`"),
         ("temperature", -1, "`temperature` must be a number at least 0"),
         ("top_p", 0, "`top_p`"),
@@ -64,7 +76,7 @@ def test_a_wrong_field_is_named(healthy, path, field, value, says):
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             "messages[0].content",
-            "'image_url' are not supported",
+            "reads text alone",
         ),
         ({"top_logprobs": 2}, "top_logprobs", "needs `logprobs`"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "--max-logprobs"),
@@ -98,7 +110,6 @@ def test_a_wrong_chat_request_is_explained(healthy, change, param, says):
         ({"prompt": [1, "a"]}, None),
         ({"prompt": ["a"] * 1025}, "prompt"),
         ({"prompt": ["a"] * 9, "n": 128}, "n"),
-        ({"best_of": 3, "stream": True}, "best_of"),
         ({"best_of": 3, "temperature": 0}, "best_of"),
         ({"best_of": 1, "n": 2}, "best_of"),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
@@ -110,6 +121,7 @@ def test_a_wrong_chat_request_is_explained(healthy, change, param, says):
         ({"prompt_logprobs": 21}, "prompt_logprobs"),
         ({"cache_salt": ""}, "cache_salt"),
         ({"suffix": "x"}, "suffix"),
+        ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
         ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -140,6 +152,10 @@ def test_a_wrong_completion_request_is_refused(healthy, change, param):
         {"model": None},
         {"model": "tgi"},
         {"model": "Scripted"},
+        {"logits_processors": [], "vllm_xargs": {}, "kv_transfer_params": None},
+        {"watermarking": False, "thinking_token_budget": -1, "guided_decoding_backend": "outlines"},
+        {"spaces_between_special_tokens": False, "cache_control": {"type": "ephemeral"}},
+        {"repetition_detection": {"max_pattern_size": 0}},
     ],
 )
 def test_fields_that_ask_for_nothing_are_accepted(healthy, extra):
@@ -192,9 +208,6 @@ def test_a_full_queue_is_a_503_that_says_when_to_retry(scripted):
         assert response.headers["retry-after"] == "1"
         response = httpx.post(f"{live.url}/v1/completions", json={"prompt": "x", "stream": True})
         assert response.status_code == 503
-        response = httpx.post(f"{live.url}/generate", json={"inputs": "x"})
-        assert response.status_code == 429
-        assert response.json() == {"error": "Model is overloaded", "error_type": "overloaded"}
 
 
 def test_a_request_that_never_fits_is_not_told_to_come_back(scripted):
@@ -203,7 +216,6 @@ def test_a_request_that_never_fits_is_not_told_to_come_back(scripted):
         response = httpx.post(f"{live.url}/v1/completions", json={"prompt": "x", "n": 9})
         assert response.status_code == 400
         assert "retry-after" not in response.headers
-        assert httpx.post(f"{live.url}/generate", json={"inputs": "x"}).status_code == 422
     # ... and what it cannot know: all requests that one body makes.
     with scripted([], config=EngineConfig(max_num_seqs=2, max_queue=1)) as live:
         response = httpx.post(f"{live.url}/v1/completions", json={"prompt": ["x", "y"], "n": 2})
@@ -216,13 +228,9 @@ def test_a_dead_engine_is_told_by_requests_and_health(scripted):
     dead = EngineDeadError("out of memory")
     with scripted([dead], error=dead) as live:
         assert httpx.get(f"{live.url}/health").status_code == 503
-        assert httpx.get(live.url).status_code == 503
         response = httpx.post(f"{live.url}/v1/completions", json={"prompt": "x"})
         assert response.status_code == 500
         assert "out of memory" in response.json()["error"]["message"]
-        response = httpx.post(f"{live.url}/generate", json={"inputs": "x"})
-        assert response.status_code == 500
-        assert response.json()["error_type"] == "generation"
 
 
 def test_a_failure_inside_a_stream_is_an_event(scripted, said):
@@ -236,19 +244,12 @@ def test_a_failure_inside_a_stream_is_an_event(scripted, said):
         with pytest.raises(openai.APIError, match="gone"):
             list(client.chat.completions.create(model="default", stream=True, **CHAT))
 
-        response = httpx.post(f"{live.url}/generate_stream", json={"inputs": "x"})
-        *_, error = events(response)
-        assert json.loads(error)["error_type"] == "generation"
-
 
 def test_a_request_that_fails_alone_is_told_why(scripted):
     with scripted([EngineError("the logits of this request are no numbers")]) as live:
         response = httpx.post(f"{live.url}/v1/completions", json={"prompt": "x"})
         assert response.status_code == 500
         assert response.json()["error"]["message"] == "the logits of this request are no numbers"
-        response = httpx.post(f"{live.url}/generate", json={"inputs": "x"})
-        assert response.status_code == 500
-        assert "no numbers" in response.json()["error"]
 
 
 def test_an_unforeseen_failure_keeps_its_words_in_the_log(scripted, caplog):
@@ -257,52 +258,3 @@ def test_an_unforeseen_failure_keeps_its_words_in_the_log(scripted, caplog):
     assert response.status_code == 500
     assert "secret" not in response.text
     assert "secret /etc/path" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("parameters", "says"),
-    [
-        ({"temperature": 0}, "`temperature` must be strictly positive"),
-        ({"repetition_penalty": 0}, "`repetition_penalty` must be strictly positive"),
-        ({"frequency_penalty": 3}, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
-        ({"top_p": 1.0}, "`top_p` must be > 0.0 and < 1.0"),
-        ({"top_k": 0}, "`top_k` must be strictly positive"),
-        ({"typical_p": 1.0}, "`typical_p` must be > 0.0 and < 1.0"),
-        ({"max_new_tokens": 0}, "`max_new_tokens` must be strictly positive"),
-        (
-            {"max_new_tokens": 99},
-            "`inputs` tokens + `max_new_tokens` must be <= 100. "
-            "Given: 2 `inputs` tokens and 99 `max_new_tokens`",
-        ),
-        ({"best_of": 3, "do_sample": True}, "`best_of` must be > 0 and <= 2. Given: 3"),
-        ({"best_of": 2}, "you must use sampling when `best_of` is > 1"),
-        ({"best_of": 2, "do_sample": True, "seed": 1}, "`seed` must not be set when `best_of` > 1"),
-        ({"top_n_tokens": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
-        ({"stop": ["a"] * 5}, "`stop` supports up to 4 stop sequences. Given: 5"),
-        ({"truncate": 0}, "`truncate` must be strictly positive and less than 100. Given: 0"),
-        ({"grammar": {"type": "regex", "value": ""}}, "`grammar` must be a non-empty string"),
-        ({"watermark": True}, "`watermark` is not supported by this server yet"),
-        ({"max_tokens": 5}, "Unknown field 'max_tokens'"),
-    ],
-)
-def test_tgi_validation_has_tgis_words(healthy, parameters, says):
-    response = healthy.post("/generate", json={"inputs": "hi", "parameters": parameters})
-    assert response.status_code == 422
-    assert response.json()["error_type"] == "validation"
-    assert response.json()["error"].startswith(f"Input validation error: {says}")
-
-
-@pytest.mark.parametrize(
-    ("body", "says"), [({"inputs": ""}, "`inputs` cannot be empty"), ({}, "`inputs` is required")]
-)
-def test_tgi_wants_inputs(healthy, body, says):
-    response = healthy.post("/generate", json=body)
-    assert response.status_code == 422
-    assert response.json()["error"] == f"Input validation error: {says}"
-
-
-def test_tgi_streams_refuse_best_of_before_they_begin(healthy):
-    body = {"inputs": "hi", "parameters": {"best_of": 2, "do_sample": True}}
-    response = healthy.post("/generate_stream", json=body)
-    assert response.status_code == 422
-    assert "`best_of` != 1 is not supported when streaming tokens" in response.json()["error"]

@@ -387,7 +387,7 @@ def test_a_response_is_stored_and_deleted(client, ask):
     response = ask(QUESTION, max_output_tokens=4)
     assert client.responses.retrieve(response.id) == response
     client.responses.delete(response.id)
-    with pytest.raises(openai.NotFoundError, match="256 newest"):
+    with pytest.raises(openai.NotFoundError, match="1000 newest"):
         client.responses.retrieve(response.id)
     unstored = ask(QUESTION, max_output_tokens=1, store=False)
     with pytest.raises(openai.NotFoundError, match="not stored"):
@@ -613,10 +613,11 @@ TOOL = {"type": "function", "name": "f", "parameters": {"type": "object", "prope
         ({"input": "x", "text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema", "`schema` is required"),
         ({"input": "x", "text": {"verbosity": "low"}}, "text.verbosity", "put it into words"),
         ({"input": "x", "text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}}, None, "give one of them"),
+        ({"input": "x", "request_id": "a/b"}, "request_id", "request_id"),
         ({"input": "x", "background": True, "store": False}, "background", "`store`: true"),
         ({"input": "x", "stream_options": {"include_obfuscation": False}}, "stream_options", "`stream`: true"),
         ({"input": "x", "metadata": {"k": "v" * 513}}, "metadata", "512 at most"),
-        ({"input": "x", "prompt": {"id": "p"}}, "prompt", "OpenAI's"),
+        ({"input": "x", "prompt": {"id": "p"}}, "prompt", "kept by OpenAI"),
         ({"input": "x", "conversation": "conv_1"}, "conversation", "`previous_response_id`"),
         ({"input": "x", "logit_bias": {"x": 1}}, "logit_bias", "token ids"),
         ({"input": "x", "max_output_tokens": 10**6}, "max_output_tokens", "lower `max_output_tokens`"),

@@ -16,7 +16,9 @@ _STATUS = {
     Kind.NOT_FOUND: (404, "not_found_error"),
     Kind.METHOD_NOT_ALLOWED: (405, "invalid_request_error"),
     Kind.OVERLOADED: (529, "overloaded_error"),
+    Kind.TIMEOUT: (504, "timeout_error"),
     Kind.ENGINE_DEAD: (500, "api_error"),
+    Kind.GENERATION: (500, "api_error"),
     Kind.INTERNAL: (500, "api_error"),
 }
 

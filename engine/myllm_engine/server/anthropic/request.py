@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
 from ..fields import StrictModel, refusal
-from ..openai.protocol import Texts
+from ..openai.protocol import REASONS, UNSUPPORTED, Texts
 from .blocks import CACHE, Content, ToolUse, Turn, as_messages, check_blocks
 
 # What clients call the fields that have other names in chat requests and in the engine.
@@ -175,13 +175,16 @@ class MessagesRequest(MessagesPrompt):
     """Ask for the next message of a conversation."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **{name: UNSUPPORTED[name] for name in ("ec_transfer_params", "kv_transfer_params", "vllm_xargs")},
         "container": (),
         "context_management": (),
-        "ec_transfer_params": (),
-        "kv_transfer_params": (),
         "mcp_servers": ([],),
-        "vllm_xargs": (),
-        "watermarking": (),
+    }
+    reasons: ClassVar[dict[str, str]] = {
+        **REASONS,
+        "container": "is Anthropic's: no code runs here",
+        "context_management": "is not available: contexts are not edited here",
+        "mcp_servers": "are not called by this server: call them, and send their tools in `tools`",
     }
     # As above, or about images handed between vLLM's servers.
     no_effect: ClassVar[frozenset[str]] = MessagesPrompt.no_effect | {
@@ -199,6 +202,7 @@ class MessagesRequest(MessagesPrompt):
     temperature: float | None = Field(None, description="0 is greedy; default 1.")
     top_k: StrictInt | None = Field(None, description="0 or -1: off; the default.")
     top_p: float | None = Field(None, description="In (0, 1]; default 1.")
+    watermarking: bool | None = Field(None, description="Mark the text as TGI does.")
     cache_salt: str | None = Field(None, description="Share cached prefixes with the same salt only.")
 
     @model_validator(mode="after")
@@ -222,5 +226,6 @@ class MessagesRequest(MessagesPrompt):
             "temperature": self.temperature,
             "top_k": self.top_k,
             "top_p": self.top_p,
+            "watermarking": self.watermarking,
             "cache_salt": self.cache_salt,
         }

@@ -22,11 +22,10 @@ _DELTAS = {
 
 def usage(generation: Generation) -> dict[str, int]:
     """Return the `usage` object: cached tokens stand apart from those that were read anew."""
-    cached = getattr(generation, "cached_tokens", 0)
     return {
-        "input_tokens": generation.prompt_tokens - cached,
+        "input_tokens": generation.prompt_tokens - generation.cached_tokens,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": cached,
+        "cache_read_input_tokens": generation.cached_tokens,
         "output_tokens": generation.completion_tokens,
     }
 

@@ -1,7 +1,7 @@
 """Shape an answer: which calls, thoughts and text it may hold, and how they are told apart.
 
-An answer is thoughts, if a reasoning parser is set, and behind them text or calls of tools. A constraint holds
-for what is behind the thoughts.
+An answer is thoughts, if a reasoning parser is set, and behind them text or calls of tools. A constraint
+holds for what is behind the thoughts.
 """
 
 from __future__ import annotations
@@ -73,15 +73,17 @@ class AnswerForm:
         Raises:
             InvalidRequestError, ProblemError: the form cannot be enforced.
         """
-        answer, param = self._answer(params.structured)
+        special = self._tokenizer.special_tokens
+        reserved = ""
         if self._thoughts is not None:
             end = self._tokenizer.decode(prompt_token_ids[-_PROMPT_END:], skip_special_tokens=False)
             self._opening = self._thoughts.opening(end)
+            reserved = self._thoughts.reserved(self._opening, special)
         structured = params.structured
+        answer, param = self._answer(structured, reserved)
         if answer is not None:
             if self._thoughts is not None:
-                is_free = self._use is not None and self._use.mode == "auto" and structured is None
-                special = self._tokenizer.special_tokens
+                is_free = self._is_free and structured is None
                 answer = self._thoughts.before(answer, self._opening, special_tokens=special, is_free=is_free)
             structured = Structured.structural_tag({"format": answer}, param=param)
         return replace(
@@ -123,7 +125,17 @@ class AnswerForm:
         """Tell whether an answer with calls ends for them; one that had to be this call ends as any other."""
         return self._use is not None and self._use.mode != "named"
 
-    def _answer(self, structured: Structured | None) -> tuple[dict[str, Any] | None, str]:
+    @property
+    def _is_free(self) -> bool:
+        """Tell whether text may come before calls, and begin with anything."""
+        return (
+            self._use is not None
+            and self._tools is not None
+            and self._use.mode == "auto"
+            and not self._tools.anchored
+        )
+
+    def _answer(self, structured: Structured | None, reserved: str) -> tuple[dict[str, Any] | None, str]:
         """Return the format of what follows thoughts, and the field it comes from.
 
         The format is None where the request's own constraint, if any, says it all.
@@ -137,7 +149,7 @@ class AnswerForm:
             calls = self._tools.calls(use.tools, many=use.many)
             if use.mode == "auto":
                 if structured is None:
-                    return self._tools.free(use.tools, many=use.many), "tools"
+                    return self._tools.free(use.tools, many=use.many, reserved=reserved), "tools"
                 return {"type": "or", "elements": [calls, _as_format(structured)]}, "tools"
         except ValueError as error:
             raise invalid(f"The tools cannot be called: {error}", "tools") from None

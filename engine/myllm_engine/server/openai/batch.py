@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
@@ -12,7 +11,8 @@ from fastapi import Request as HttpRequest
 from pydantic import Field, model_validator
 
 from ..fields import refusal
-from ..generation import Generation, check_room
+from ..generation import Generation
+from ..limits import check_room
 from ..responses import json_response
 from ..settings import Context, ServerContext
 from .chat import choice
@@ -20,6 +20,7 @@ from .chat_request import ChatRequest
 from .chunks import usage
 from .conversation import Conversation
 from .errors import OpenAIRoute
+from .ids import answer_id
 from .messages import Message
 from .models import resolve_model
 
@@ -56,28 +57,24 @@ async def create_chat_completions(body: BatchRequest, context: Context, http: Ht
 
     They run side by side; if one of them fails, so does the request.
     """
-    answer_id = f"chatcmpl-{uuid.uuid4().hex}"
+    name = answer_id("chatcmpl", body.request_id, http)
     model = resolve_model(context, body.model)
     conversations = body.conversations()
-    check_room(context.engine, len(conversations))
+    check_room(context, len(conversations))
     answers = await _all(
         [
-            asyncio.create_task(_answer(index, conversation, context, http, f"{answer_id}-{index}"))
+            asyncio.create_task(_answer(index, conversation, context, http, f"{name}-{index}"))
             for index, conversation in enumerate(conversations)
         ]
     )
-    made = [generation for _, generation in answers]
     return json_response(
         {
-            "id": answer_id,
+            "id": name,
             "object": "chat.completion",
             "created": int(time.time()),
             "model": model,
             "choices": [answer for answer, _ in answers],
-            "usage": usage(
-                sum(generation.prompt_tokens for generation in made),
-                sum(generation.completion_tokens for generation in made),
-            ),
+            "usage": _total([generation for _, generation in answers]),
         }
     )
 
@@ -88,6 +85,20 @@ async def _answer(
     conversation = await Conversation.open(body, context, http, request_id)
     [reply] = await conversation.collect(http)
     return choice(conversation, index, reply, context.engine.tokenizer), conversation.generation
+
+
+def _total(made: list[Generation]) -> dict[str, Any]:
+    def total(name: str) -> int | None:
+        counts = [getattr(generation, name) for generation in made]
+        return None if None in counts else sum(counts)
+
+    is_detailed = made[0].settings.enable_prompt_tokens_details
+    return usage(
+        sum(generation.prompt_tokens for generation in made),
+        sum(generation.completion_tokens for generation in made),
+        cached_tokens=total("cached_tokens") if is_detailed else None,
+        reasoning_tokens=total("reasoning_tokens"),
+    )
 
 
 async def _all(tasks: list[asyncio.Task[Any]]) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -16,11 +15,12 @@ from ..errors import diagnose
 from ..responses import EventStream, json_response
 from ..settings import Context
 from .chat_request import ChatRequest
-from .chunks import DONE, ChunkWriter, usage
+from .chunks import DONE, ChunkWriter, prompt_fields, totals
 from .conversation import Conversation
 from .deltas import Delta, Reply, ToolCallDelta
 from .errors import OpenAIRoute, event
-from .logprobs import chat_logprobs, prompt_logprobs
+from .ids import answer_id
+from .logprobs import chat_logprobs
 
 router = APIRouter(route_class=OpenAIRoute, tags=["OpenAI"])
 
@@ -28,10 +28,10 @@ router = APIRouter(route_class=OpenAIRoute, tags=["OpenAI"])
 @router.post("/v1/chat/completions", summary="Answer in a conversation")
 async def create_chat_completion(body: ChatRequest, context: Context, http: HttpRequest) -> Response:
     """Write the next message of a conversation, rendered by the model's chat template."""
-    answer_id = f"chatcmpl-{uuid.uuid4().hex}"
-    conversation = await Conversation.open(body, context, http, answer_id)
+    name = answer_id("chatcmpl", body.request_id, http)
+    conversation = await Conversation.open(body, context, http, name)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
-    head = {"id": answer_id, "object": kind, "created": int(time.time()), "model": conversation.model}
+    head = {"id": name, "object": kind, "created": int(time.time()), "model": conversation.model}
     tokenizer = context.engine.tokenizer
     if body.stream:
         return EventStream(_stream(conversation, head, tokenizer), source=conversation)
@@ -44,22 +44,21 @@ async def _collect(
     body, generation = conversation.body, conversation.generation
     replies = await conversation.collect(http)
     choices = [choice(conversation, index, reply, tokenizer) for index, reply in enumerate(replies)]
-    counts = usage(generation.prompt_tokens, generation.completion_tokens, generation.reasoning_tokens)
-    prompt: dict[str, Any] = {}
-    if body.prompt_logprobs is not None:
-        prompt["prompt_logprobs"] = prompt_logprobs(tokenizer, generation.prompt_logprobs[0] or [])
-    return {**head, "choices": choices, "usage": counts, **prompt}
+    prompt = prompt_fields(body, generation, tokenizer)
+    return {**head, "choices": choices, **totals(generation), **prompt}
 
 
 def choice(conversation: Conversation, index: int, reply: Reply, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return one choice of a whole answer."""
     body = conversation.body
+    as_ids = body.tokens_as_ids(conversation.generation.settings)
     return {
         "index": index,
         "message": _message(conversation, reply),
-        "logprobs": chat_logprobs(tokenizer, reply.logprobs) if body.logprobs else None,
+        "logprobs": chat_logprobs(tokenizer, reply.logprobs, as_ids=as_ids) if body.logprobs else None,
         "finish_reason": _finish_reason(body, reply.finish_reason),
         "stop_reason": reply.stop_reason,
+        **({"token_ids": reply.token_ids} if body.return_token_ids else {}),
     }
 
 
@@ -96,6 +95,7 @@ async def _stream(
     conversation: Conversation, head: dict[str, Any], tokenizer: Tokenizer
 ) -> AsyncGenerator[bytes, None]:
     body = conversation.body
+    as_ids = body.tokens_as_ids(conversation.generation.settings)
     writer = ChunkWriter(
         head,
         conversation.generation,
@@ -105,18 +105,19 @@ async def _stream(
     opening = b'"delta":' + orjson.dumps({"role": conversation.role, "content": ""})
     try:
         for index in range(body.n or 1):
-            yield writer.choice(index, opening)
+            yield writer.choice(index, opening, more=prompt_fields(body, conversation.generation, tokenizer))
             if echoed := _echoed(conversation):
                 yield writer.choice(index, b'"delta":' + orjson.dumps({"content": echoed}))
         async for delta in conversation.deltas():
-            scores = chat_logprobs(tokenizer, delta.logprobs) if delta.logprobs else None
+            scores = chat_logprobs(tokenizer, delta.logprobs, as_ids=as_ids) if delta.logprobs else None
+            tokens = b',"token_ids":' + orjson.dumps(delta.token_ids) if body.return_token_ids else b""
             content = _delta(delta, body)
-            if content or scores or delta.finish_reason:
+            if content or scores or delta.finish_reason or tokens:
                 if not content and delta.finish_reason != "tool_calls":
                     content = {"content": ""}
                 yield writer.choice(
                     delta.index,
-                    b'"delta":' + orjson.dumps(content),
+                    b'"delta":' + orjson.dumps(content) + tokens,
                     logprobs=scores,
                     finish_reason=_finish_reason(body, delta.finish_reason),
                     stop_reason=delta.stop_reason,

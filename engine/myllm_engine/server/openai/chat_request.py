@@ -9,7 +9,8 @@ from pydantic import Field, PrivateAttr, StrictInt, field_validator, model_valid
 
 from ..fields import refusal
 from .messages import Message
-from .protocol import NO_EFFECT, UNSUPPORTED, GenerationRequest
+from .protocol import NO_EFFECT, REASONS, UNSUPPORTED, GenerationRequest
+from .tgi_words import from_tgi
 from .tool_request import (
     FunctionDefinition,
     FunctionName,
@@ -48,19 +49,26 @@ _NO_TEMPLATE_VARIABLES = frozenset(
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 _TEXT_ONLY = "this server reads and writes text"
-# Parts of OpenAI's API that a server of text models will never have, with the values that ask for nothing.
-_NEVER: dict[str, tuple[tuple[Any, ...], str]] = {
-    "audio": ((), f"`audio` is not available: {_TEXT_ONLY}"),
-    "modalities": ((["text"],), f'`modalities` must be ["text"]: {_TEXT_ONLY}'),
-    "verbosity": (("medium",), "`verbosity` is not available: say in a message how long the answer shall be"),
-    "web_search_options": ((), "`web_search_options` are not available: this server searches nothing"),
-}
 
 
 class ChatRequest(GenerationRequest):
     """Ask for the next message of a conversation."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {**UNSUPPORTED, "mm_processor_kwargs": ()}
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **UNSUPPORTED,
+        "audio": (),
+        "mm_processor_kwargs": (),
+        "modalities": (["text"],),
+        "verbosity": ("medium",),
+        "web_search_options": (),
+    }
+    reasons: ClassVar[dict[str, str]] = {
+        **REASONS,
+        "audio": f"is not available: {_TEXT_ONLY}",
+        "modalities": f'must be ["text"]: {_TEXT_ONLY}',
+        "verbosity": "is not available: say in a message how long the answer shall be",
+        "web_search_options": "are not available: this server searches nothing",
+    }
     # `prediction` may only make an answer faster.
     no_effect: ClassVar[frozenset[str]] = NO_EFFECT | {"prediction"}
 
@@ -103,16 +111,6 @@ class ChatRequest(GenerationRequest):
     )
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the chat template.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _never(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        for name, (neutral, reason) in _NEVER.items():
-            if data.get(name) is not None and data[name] not in neutral:
-                raise refusal(reason, name)
-        return {name: value for name, value in data.items() if name not in _NEVER}
-
     @field_validator("chat_template_kwargs")
     @classmethod
     def _template_variables(cls, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -142,6 +140,11 @@ class ChatRequest(GenerationRequest):
                 "`max_tokens` and `max_completion_tokens` differ; give one of them", "max_completion_tokens"
             )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_tgi(cls, data: Any) -> Any:
+        return from_tgi(data) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _tools_fit_together(self) -> ChatRequest:

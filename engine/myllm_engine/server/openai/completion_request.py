@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
 from ...request import SamplingParams
 from ..fields import refusal
-from .protocol import UNSUPPORTED, GenerationRequest, TokenIds
+from .protocol import REASONS, UNSUPPORTED, GenerationRequest, TokenIds
 
 # Completions of one request, over all its prompts.
 _MAX_CHOICES = 1024
@@ -34,8 +34,14 @@ class CompletionRequest(GenerationRequest):
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
         **UNSUPPORTED,
-        "prompt_embeds": (),
+        "prompt_embeds": ([],),
         "suffix": ("",),
+    }
+    reasons: ClassVar[dict[str, str]] = {
+        **REASONS,
+        "prompt_embeds": "are not taken: send `prompt` as text or as token ids",
+        "suffix": "is not taken: models that fill in the middle have a format of their own for it: write "
+        "`prompt` in that",
     }
 
     prompt: Annotated[
@@ -47,7 +53,7 @@ class CompletionRequest(GenerationRequest):
     logprobs: StrictInt | None = Field(None, description="Log-probabilities of so many likely tokens.")
     echo: bool | None = Field(None, description="Begin the text with the prompt.")
     best_of: StrictInt | None = Field(
-        None, le=128, description="Make so many, return the `n` likeliest by token; not in streams."
+        None, le=128, description="Make so many, return the `n` likeliest by token, when all have ended."
     )
     add_special_tokens: bool | None = Field(None, description="Tokenize with the model's BOS; default true.")
 
@@ -63,17 +69,14 @@ class CompletionRequest(GenerationRequest):
             )
         return self
 
-    @model_validator(mode="after")
-    def _limits_of_this_slice(self) -> CompletionRequest:
-        if self.stream and self.best_of is not None and self.best_of != (self.n or 1):
-            raise refusal("`best_of` other than `n` is not available with `stream`: true", "best_of")
-        if self.echo and self.max_tokens == 0:
-            raise refusal("`echo` with `max_tokens` 0 is not supported by this server yet", "max_tokens")
-        return self
+    @property
+    def asks_for_prompt(self) -> bool:
+        """See `GenerationRequest.asks_for_prompt`."""
+        return bool(self.echo) or super().asks_for_prompt
 
     def sampling_params(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """See `GenerationRequest.sampling_params`; an echoed prompt has log-probabilities, too."""
         params = super().sampling_params(max_tokens=max_tokens, logprobs=logprobs)
-        if self.echo and params.prompt_logprobs is None:
-            params = replace(params, prompt_logprobs=logprobs)
+        if self.echo and logprobs is not None:
+            params = replace(params, prompt_logprobs=max(logprobs, self.prompt_logprobs or 0))
         return replace(params, best_of=self.best_of)

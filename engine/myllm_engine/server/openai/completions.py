@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +11,18 @@ import orjson
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
-from ...request import Request
+from ...request import Request, TokenLogprob
 from ..errors import diagnose
 from ..generation import Generation, encode
 from ..responses import EventStream, json_response
+from ..sampling_defaults import with_defaults
 from ..settings import Context, ServerContext
-from .chunks import DONE, ChunkWriter, usage
+from .chunks import DONE, ChunkWriter, prompt_fields, totals
 from .completion_request import CompletionRequest
 from .errors import OpenAIRoute, event
-from .logprobs import CompletionLogprobs, check_limit, prompt_logprobs
-from .models import resolve_model
+from .ids import answer_id, engine_id
+from .logprobs import CompletionLogprobs, check_limit
+from .models import lora_of, resolve_model
 
 router = APIRouter(route_class=OpenAIRoute, tags=["OpenAI"])
 
@@ -30,56 +31,88 @@ _DEFAULT_MAX_TOKENS = 16
 
 @dataclass(slots=True)
 class _Answer:
-    """Hold what all parts of one answer share."""
+    """Hold what all choices of one answer share."""
 
     body: CompletionRequest
     context: ServerContext
     generation: Generation
     head: dict[str, Any]
 
-    def prefix(self, index: int) -> str:
-        """Return what the text of a choice begins with: its prompt, if it is to be echoed."""
-        if not self.body.echo:
-            return ""
-        prompt = self.body.prompt[index // (self.body.n or 1)]
-        return prompt if isinstance(prompt, str) else self.context.engine.tokenizer.decode(prompt)
+    def choices(self) -> list[_Choice]:
+        """Return what writes the choices; `n` of them belong to each prompt."""
+        n = self.body.n or 1
+        return [_Choice(self, prompt) for prompt in range(len(self.body.prompt)) for _ in range(n)]
 
-    def logprobs(self, index: int) -> CompletionLogprobs:
-        """Return what writes the log-probabilities of a choice, beginning with those of an echoed prompt."""
-        request = index // (self.body.n or 1)
-        writer = CompletionLogprobs(self.context.engine.tokenizer)
-        scores = self.generation.prompt_logprobs[request]
-        if self.body.echo and scores is not None:
-            writer.begin(self.generation.requests[request].prompt_token_ids, scores)
-        return writer
+
+class _Choice:
+    """Write one choice piece by piece; the first piece begins with the prompt where that is to be echoed."""
+
+    def __init__(self, answer: _Answer, prompt: int) -> None:
+        self._answer = answer
+        self._prompt = prompt
+        self._begun = False
+        self._logprobs = CompletionLogprobs(
+            answer.context.engine.tokenizer, as_ids=answer.body.tokens_as_ids(answer.context.settings)
+        )
+
+    def piece(
+        self, text: str, token_ids: list[int], logprobs: Sequence[TokenLogprob]
+    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Return the fields of a choice that what is new makes, and its `logprobs`."""
+        body, fields = self._answer.body, {"text": text}
+        if body.return_token_ids:
+            fields["token_ids"] = token_ids
+        if not self._begun:
+            self._begun = True
+            tokenizer = self._answer.context.engine.tokenizer
+            fields |= prompt_fields(body, self._answer.generation, tokenizer, self._prompt)
+            if body.echo:
+                fields["text"] = self._echo() + text
+        scores = None if body.logprobs is None else self._logprobs(logprobs)
+        return fields, scores if scores and scores["tokens"] else None
+
+    def _echo(self) -> str:
+        """Return the text of the prompt, whose log-probabilities then come first."""
+        generation = self._answer.generation
+        token_ids = generation.requests[self._prompt].prompt_token_ids
+        scores = generation.prompt_logprobs[self._prompt]
+        if scores is not None:
+            self._logprobs.begin(token_ids, scores, top=self._answer.body.logprobs)
+        prompt = self._answer.body.prompt[self._prompt]
+        if isinstance(prompt, str) and self._answer.body.truncate_prompt_tokens is None:
+            return prompt
+        return self._answer.context.engine.tokenizer.decode(token_ids, skip_special_tokens=False)
 
 
 @router.post("/v1/completions", summary="Complete a text")
 async def create_completion(body: CompletionRequest, context: Context, http: HttpRequest) -> Response:
     """Continue one or more prompts; choice `i` continues prompt `i // n`."""
+    body = with_defaults(body, context.sampling_defaults)
     model = resolve_model(context, body.model)
     check_limit(body.logprobs, context.settings.max_logprobs, "logprobs")
     check_limit(body.prompt_logprobs, context.settings.max_logprobs, "prompt_logprobs")
-    params = body.sampling_params(
-        max_tokens=_DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens, logprobs=body.logprobs
-    )
-    answer_id = f"cmpl-{uuid.uuid4().hex}"
+    max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    params = body.sampling_params(max_tokens=max_tokens, logprobs=body.logprobs)
+    name = answer_id("cmpl", body.request_id, http)
     texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]
     encoded = iter(
         await encode(context, texts, http, add_special_tokens=body.add_special_tokens is not False)
     )
     requests = [
         Request(
-            prompt_token_ids=next(encoded) if isinstance(prompt, str) else prompt,
+            prompt_token_ids=body.truncate(
+                next(encoded) if isinstance(prompt, str) else prompt, context, max_tokens
+            ),
             params=params,
-            request_id=f"{answer_id}-{index}",
+            request_id=engine_id(name, index),
             priority=body.priority or 0,
+            lora=lora_of(context, model),
             cache_salt=body.cache_salt,
         )
         for index, prompt in enumerate(body.prompt)
     ]
-    head = {"id": answer_id, "object": "text_completion", "created": int(time.time()), "model": model}
-    generation = await Generation.open(context, requests, http)
+    head = {"id": name, "object": "text_completion", "created": int(time.time()), "model": model}
+    generation = await Generation.open(context, requests, http, interval=body.stream_interval)
     answer = _Answer(body, context, generation, head)
     if body.stream:
         return EventStream(_stream(answer), source=generation)
@@ -89,27 +122,19 @@ async def create_completion(body: CompletionRequest, context: Context, http: Htt
 async def _collect(answer: _Answer, http: HttpRequest) -> dict[str, Any]:
     completions = await answer.generation.collect(http)
     choices: list[dict[str, Any]] = []
-    for completion in (sequence for sequences in completions for sequence in sequences):
-        logprobs = None
-        if answer.body.logprobs is not None:
-            logprobs = answer.logprobs(len(choices))(completion.logprobs)
-        prompt: dict[str, Any] = {}
-        if answer.body.prompt_logprobs is not None:
-            scores = answer.generation.prompt_logprobs[len(choices) // (answer.body.n or 1)]
-            prompt["prompt_logprobs"] = prompt_logprobs(answer.context.engine.tokenizer, scores or [])
+    sequences = (sequence for sequences in completions for sequence in sequences)
+    for choice, sequence in zip(answer.choices(), sequences, strict=True):
+        fields, logprobs = choice.piece(sequence.text, sequence.token_ids, sequence.logprobs)
         choices.append(
             {
-                **prompt,
                 "index": len(choices),
-                "text": answer.prefix(len(choices)) + completion.text,
+                **fields,
                 "logprobs": logprobs,
-                "finish_reason": completion.finish_reason,
-                "stop_reason": completion.stop_reason,
+                "finish_reason": sequence.finish_reason,
+                "stop_reason": sequence.stop_reason,
             }
         )
-    generation = answer.generation
-    counts = usage(generation.prompt_tokens, generation.completion_tokens)
-    return {**answer.head, "choices": choices, "usage": counts}
+    return {**answer.head, "choices": choices, **totals(answer.generation)}
 
 
 async def _stream(answer: _Answer) -> AsyncGenerator[bytes, None]:
@@ -118,25 +143,19 @@ async def _stream(answer: _Answer) -> AsyncGenerator[bytes, None]:
         answer.head, generation, include_usage=body.include_usage, continuous_usage=body.continuous_usage
     )
     n = body.n or 1
-    logprobs: dict[int, CompletionLogprobs] = {}
-    begun = [not body.echo] * (n * len(body.prompt))
+    choices = answer.choices()
     try:
         async for request_index, output in generation:
             for sequence in output.outputs:
                 index = request_index * n + sequence.index
-                text = sequence.text
-                if not begun[index]:
-                    text, begun[index] = answer.prefix(index) + text, True
-                scores = None
-                if sequence.logprobs:
-                    if index not in logprobs:
-                        logprobs[index] = answer.logprobs(index)
-                    scores = logprobs[index](sequence.logprobs)
-                if text or scores or sequence.finish_reason:
+                fields, logprobs = choices[index].piece(
+                    sequence.text, sequence.token_ids, sequence.logprobs or ()
+                )
+                if fields["text"] or sequence.finish_reason or logprobs or len(fields) > 1:
                     yield writer.choice(
                         index,
-                        b'"text":' + orjson.dumps(text),
-                        logprobs=scores,
+                        orjson.dumps(fields)[1:-1],
+                        logprobs=logprobs,
                         finish_reason=sequence.finish_reason,
                         stop_reason=sequence.stop_reason,
                     )

@@ -10,6 +10,10 @@ from pydantic import Field, model_validator
 from ...constraint import Structured
 from ..errors import invalid
 from ..fields import StrictModel, refusal
+from ..tgi.protocol import Grammar
+
+# TGI's own, and OpenAI's where they come with a `value`.
+_TGI_TYPES = ("json", "json_object", "json_schema", "regex")
 
 
 class JSONSchemaFormat(StrictModel):
@@ -23,7 +27,7 @@ class JSONSchemaFormat(StrictModel):
 
 
 class ResponseFormat(StrictModel):
-    """Hold OpenAI's `response_format`."""
+    """Hold OpenAI's `response_format`, or TGI's, which has the constraint in `value`."""
 
     type: str
     json_schema: JSONSchemaFormat | None = None
@@ -31,9 +35,17 @@ class ResponseFormat(StrictModel):
     structures: list[Any] | None = None
     triggers: list[Any] | None = None
     format: dict[str, Any] | None = None
+    # Of TGI's.
+    value: Any = None
 
     @model_validator(mode="after")
     def _whole(self) -> ResponseFormat:
+        if self.type in _TGI_TYPES and (self.value is not None or self.type in ("json", "regex")):
+            if self.value is None:
+                raise refusal("`value` is required by this type", "value")
+            return self
+        if self.value is not None:
+            raise refusal(f"`value` goes with the types {', '.join(_TGI_TYPES)}", "value")
         types = ("text", "json_object", "json_schema", "structural_tag")
         if self.type not in types:
             raise refusal(f"{self.type[:50]!r} is not one of {', '.join(types)}", "type")
@@ -62,6 +74,8 @@ def constraint(
     response_format: ResponseFormat | None,
     structured: StructuredOutputs | None,
     guided: dict[str, Any],
+    *,
+    guided_whitespace_pattern: str | None = None,
 ) -> Structured | None:
     """Return the one constraint of a request, or None.
 
@@ -69,13 +83,17 @@ def constraint(
         response_format: OpenAI's.
         structured: vLLM's.
         guided: the `guided_*` fields that are set, which vLLM had before 0.12 and ignores since.
+        guided_whitespace_pattern: of those, what may stand between the parts of `guided_json`.
 
     Raises:
         InvalidRequestError: the constraint's value is of a wrong type.
         ProblemError: more than one constraint.
     """
     found: list[Structured] = []
-    if response_format is not None and response_format.type != "text":
+    if response_format is not None and response_format.value is not None:
+        grammar = Grammar(type=response_format.type, value=response_format.value)
+        found.append(grammar.structured("response_format"))
+    elif response_format is not None and response_format.type != "text":
         if response_format.type == "structural_tag":
             tag = response_format.model_dump(include={"structures", "triggers", "format"}, exclude_none=True)
             found.append(Structured.structural_tag(tag, param="response_format"))
@@ -93,7 +111,9 @@ def constraint(
         }
         found += _each(values, "structured_outputs", **options)
     for name, value in guided.items():
-        found += _each({name.removeprefix("guided_"): value}, name)
+        found += _each(
+            {name.removeprefix("guided_"): value}, name, whitespace_pattern=guided_whitespace_pattern
+        )
     if len(found) > 1:
         names = ", ".join(f"`{item.param}` ({item.kind})" for item in found)
         raise invalid(f"A request can have one constraint only; this one has {names}")

@@ -6,8 +6,8 @@ the `Reply`s of a whole answer in its own shape.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
 
 from fastapi import Request as HttpRequest
 
@@ -15,12 +15,18 @@ from ...errors import InvalidRequestError
 from ...request import Request
 from ..errors import invalid
 from ..generation import Generation, encode, until_disconnect
+from ..sampling_defaults import with_defaults
 from ..settings import ServerContext
 from .answer import AnswerForm
 from .chat_request import ChatRequest
 from .deltas import ChatFinishReason, Delta, Reply, ToolCall, ToolCallDelta
+from .ids import engine_id
 from .logprobs import check_limit
-from .models import resolve_model
+from .models import lora_of, resolve_model
+from .vision import check_sight, expand_images
+
+if TYPE_CHECKING:
+    from ...models.vision import ExpandedPrompt
 
 __all__ = ["ChatFinishReason", "Conversation", "Delta", "Reply", "ToolCall", "ToolCallDelta", "render"]
 
@@ -58,6 +64,7 @@ class Conversation:
             QueueFullError, EngineDeadError: from the engine.
             ClientDisconnectedError: the client left first; nothing runs any more.
         """
+        body = with_defaults(body, context.sampling_defaults)
         settings = context.settings
         model = resolve_model(context, body.model)
         check_limit(body.top_logprobs, settings.max_logprobs, "top_logprobs")
@@ -66,17 +73,20 @@ class Conversation:
         params = body.sampling_params(
             max_tokens=body.completion_limit, logprobs=(body.top_logprobs or 0) if body.logprobs else None
         )
-        prompt_token_ids = await render(body, context, http)
+        token_ids, seen = await read_prompt(body, context, http)
+        token_ids = body.truncate(token_ids, context, body.completion_limit)
         request = Request(
-            prompt_token_ids=prompt_token_ids,
-            params=form.params(params, prompt_token_ids),
-            request_id=request_id or uuid.uuid4().hex,
+            prompt_token_ids=token_ids,
+            images=None if seen is None else seen.inputs(token_ids),
+            params=form.params(params, token_ids),
+            request_id=engine_id(request_id or "chat"),
             priority=body.priority or 0,
+            lora=lora_of(context, model),
             cache_salt=body.cache_salt,
         )
         role = settings.response_role if body.add_generation_prompt is not False else body.messages[-1].role
         try:
-            generation = await Generation.open(context, [request], http)
+            generation = await Generation.open(context, [request], http, interval=body.stream_interval)
         except InvalidRequestError as error:
             if error.param == "tools":
                 raise invalid(f"The tools cannot be called as described: {error}", "tools") from error
@@ -115,7 +125,33 @@ class Conversation:
 
 
 async def render(body: ChatRequest, context: ServerContext, http: HttpRequest) -> list[int]:
-    """Return the token ids of a conversation's prompt.
+    """Return the token ids of a conversation's prompt; see `read_prompt`."""
+    return (await read_prompt(body, context, http))[0]
+
+
+async def read_prompt(
+    body: ChatRequest, context: ServerContext, http: HttpRequest
+) -> tuple[list[int], ExpandedPrompt | None]:
+    """Return the token ids of a conversation's prompt, and what the model sees in it; None without images.
+
+    Raises:
+        InvalidRequestError: there is no chat template, or it refuses the messages; an image cannot be read,
+            or the model sees none.
+        ProblemError: the request brings a template, and the server does not trust it.
+        ClientDisconnectedError: the client left first.
+    """
+    check_sight(body.messages, context)
+    prompt = await render_text(body, context, http)
+    seen = await expand_images(body.messages, prompt, context, http)
+    if seen is not None:
+        prompt = seen.text
+    # The template writes the special tokens itself.
+    [token_ids] = await encode(context, [prompt], http, add_special_tokens=bool(body.add_special_tokens))
+    return token_ids, seen
+
+
+async def render_text(body: ChatRequest, context: ServerContext, http: HttpRequest) -> str:
+    """Return a conversation's prompt as the template writes it.
 
     Raises:
         InvalidRequestError: there is no chat template, or it refuses the messages.
@@ -132,12 +168,10 @@ async def render(body: ChatRequest, context: ServerContext, http: HttpRequest) -
     rendering = context.readers.run(
         context.engine.tokenizer.render_chat,
         [message.for_template() for message in body.messages],
+        context.settings.chat_template_content_format,
         add_generation_prompt=body.add_generation_prompt is not False,
         continue_final_message=bool(body.continue_final_message),
         chat_template=body.chat_template,
         **body.template_variables(context.settings.default_chat_template_kwargs),
     )
-    prompt = await until_disconnect(http, rendering)
-    # The template writes the special tokens itself.
-    [token_ids] = await encode(context, [prompt], http, add_special_tokens=bool(body.add_special_tokens))
-    return token_ids
+    return await until_disconnect(http, rendering)

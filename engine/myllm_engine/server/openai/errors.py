@@ -17,7 +17,9 @@ _STATUS = {
     Kind.NOT_FOUND: (404, "NotFoundError"),
     Kind.METHOD_NOT_ALLOWED: (405, "MethodNotAllowedError"),
     Kind.OVERLOADED: (503, "ServiceUnavailableError"),
+    Kind.TIMEOUT: (504, "TimeoutError"),
     Kind.ENGINE_DEAD: (500, "InternalServerError"),
+    Kind.GENERATION: (500, "InternalServerError"),
     Kind.INTERNAL: (500, "InternalServerError"),
 }
 

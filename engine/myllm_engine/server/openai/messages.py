@@ -8,10 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..fields import StrictModel, refusal
+from .vision import ImagePart
 
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 # Content parts by their type, besides which nothing is read.
-_PART_TYPES = ("text", "refusal")
+_PART_TYPES = ("text", "refusal", "image_url")
 
 
 class TextPart(StrictModel):
@@ -33,7 +34,7 @@ class RefusalPart(StrictModel):
         return self.refusal
 
 
-Part = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
+Part = Annotated[TextPart | RefusalPart | ImagePart, Field(discriminator="type")]
 
 
 class FunctionCall(StrictModel):
@@ -138,18 +139,30 @@ class Message(StrictModel):
 
     @property
     def text(self) -> str:
-        """Return the content as one string."""
+        """Return the text of the content, as one string."""
         if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content)
+            return "\n".join(part.text for part in self.content if not isinstance(part, ImagePart))
         return self.content if self.content is not None else self.refusal or ""
 
+    @property
+    def image_urls(self) -> list[str]:
+        """Return where the message's images are, in their order."""
+        parts = self.content if isinstance(self.content, list) else []
+        return [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+
     def for_template(self) -> dict[str, Any]:
-        """Return the message as chat templates expect it: the content as one string.
+        """Return the message as chat templates expect it; they read the parts of a content or its text.
 
         `developer` is what OpenAI renamed `system` to, and `function` is what it renamed to `tool`.
         """
         role = {"developer": "system", "function": "tool"}.get(self.role, self.role)
-        message: dict[str, Any] = {"role": role, "content": self.text}
+        content: Any = self.text
+        if isinstance(self.content, list):
+            content = [
+                {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
+                for part in self.content
+            ]
+        message: dict[str, Any] = {"role": role, "content": content}
         if self.name is not None:
             message["name"] = self.name
         if self.tool_call_id is not None:

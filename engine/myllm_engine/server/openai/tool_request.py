@@ -97,23 +97,21 @@ class AllowedToolsChoice(StrictModel):
     allowed_tools: AllowedTools
 
 
-def _kind(choice: Any) -> str:
-    """Return which kind of choice it is, for the error to speak of that kind alone."""
+_WORDS = ("none", "auto", "required")
+
+
+def _kind(choice: Any) -> str | None:
+    """Return which kind of choice it is: errors then speak of that kind alone."""
     if isinstance(choice, str):
-        return "word"
-    given = choice.get("type", "function") if isinstance(choice, dict) else getattr(choice, "type", None)
-    return given if isinstance(given, str) else "word"
+        return "word" if choice in _WORDS else None
+    kind = choice.get("type", "function") if isinstance(choice, dict) else getattr(choice, "type", None)
+    return kind if kind in ("function", "allowed_tools") else None
 
 
 def _known_choice(choice: Any) -> Any:
-    words = ("none", "auto", "required")
-    if (isinstance(choice, str) and choice not in words) or _kind(choice) not in (
-        "word",
-        "function",
-        "allowed_tools",
-    ):
+    if choice is not None and _kind(choice) is None:
         raise refusal(
-            f"`tool_choice` must be {', '.join(map(repr, words))}, a function as "
+            f"`tool_choice` must be {', '.join(map(repr, _WORDS))}, a function as "
             '{"type": "function", "function": {"name": "..."}}, or "allowed_tools"; '
             f"got {str(choice)[:80]!r}"
         )

@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 
 from ...errors import InvalidRequestError
 from ..errors import Problem, ProblemError, diagnose
+from ..fields import parse
 from .chat_request import ChatRequest
 
 
@@ -24,12 +24,7 @@ def chat_request(fields: Mapping[str, Any]) -> ChatRequest:
     Raises:
         RequestValidationError: a value that chat requests refuse.
     """
-    given = {name: value for name, value in fields.items() if value is not None}
-    try:
-        return ChatRequest.model_validate(given)
-    except ValidationError as error:
-        errors = [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
-        raise RequestValidationError(errors) from None
+    return parse(ChatRequest, {name: value for name, value in fields.items() if value is not None})
 
 
 @contextmanager

@@ -36,6 +36,17 @@ class ReasoningParser:
             return "open"
         return "closed" if end.endswith(self.ends) else "unknown"
 
+    def reserved(self, opening: Opening, special_tokens: Container[str]) -> str:
+        """Return the characters that thoughts may begin with where text may begin, too.
+
+        Args:
+            opening: where an answer begins.
+            special_tokens: texts of the tokenizer's special tokens.
+        """
+        if opening != "unknown" or self.implicit:
+            return ""
+        return "".join(dict.fromkeys(start[0] for start in self.starts if start not in special_tokens))
+
     def before(
         self, answer: dict[str, Any], opening: Opening, *, special_tokens: Container[str], is_free: bool
     ) -> dict[str, Any]:
@@ -45,7 +56,7 @@ class ReasoningParser:
             answer: format of the answer.
             opening: where it begins.
             special_tokens: texts of the tokenizer's special tokens.
-            is_free: the answer may be any text, but for parts of it.
+            is_free: the answer may be any text, but for parts of it, and may begin as thoughts do.
         """
         thoughts = _either([_tag("", end) for end in self.ends])
         begun = [_tag(start, end) for start in self.starts for end in self.ends]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from ..responses import json_response
-from ..settings import Context
+from ..settings import READERS, Context
 from ..system import health
 from .errors import TGIRoute
+from .plan import max_input_tokens
 
 router = APIRouter(route_class=TGIRoute, tags=["TGI"])
 
@@ -21,27 +22,27 @@ async def root_health(context: Context) -> Response:
 
 @router.get("/info", summary="Describe the model and the limits")
 async def get_info(context: Context) -> Response:
-    """Describe the model and the limits, under TGI's names.
-
-    `max_concurrent_requests` is null when the queue has no limit.
-    """
+    """Describe the model and the limits, under TGI's names; null: no limit."""
     engine, settings, config = context.engine, context.settings, context.engine.config
-    queue = config.max_queue
+    concurrent = settings.max_concurrent_requests
+    if concurrent is None and config.max_queue is not None:
+        concurrent = config.max_num_seqs + config.max_queue
     return json_response(
         {
-            "model_id": config.model,
+            # Under the name that clients ask for: some compare it with theirs.
+            "model_id": (settings.served_model_names or (config.model,))[0],
             "model_sha": None,
             "model_dtype": engine.dtype,
             "model_device_type": engine.device.partition(":")[0],
             "model_pipeline_tag": "text-generation",
-            "max_concurrent_requests": None if queue is None else config.max_num_seqs + queue,
+            "max_concurrent_requests": concurrent,
             "max_best_of": settings.max_best_of,
             "max_stop_sequences": settings.max_stop_sequences,
             "max_top_n_tokens": settings.max_top_n_tokens,
-            "max_input_tokens": engine.max_model_len - 1,
+            "max_input_tokens": max_input_tokens(context),
             "max_total_tokens": engine.max_model_len,
-            "validation_workers": 1,
-            "max_client_batch_size": 1,
+            "validation_workers": READERS,
+            "max_client_batch_size": settings.max_client_batch_size,
             "router": "myllm",
             "version": context.version,
             "sha": None,

@@ -28,6 +28,6 @@ class InternLMParser(JsonCalls):
         markers=(_START + _PLUGIN,),
     )
 
-    def free(self, tools: Sequence[Tool], *, many: bool) -> Format:
+    def free(self, tools: Sequence[Tool], *, many: bool, reserved: str = "") -> Format:
         """See `ToolParser.free`. The first of the two tokens alone must trigger: there is no other action."""
         return triggered([_START], self._tags(tools), many=many)

@@ -74,11 +74,11 @@ class JsonCalls(ToolParser):
             return sequence(const(layout.begin), self._listed(tools, many=many), const(layout.end))
         return self._listed(tools, many=many)
 
-    def free(self, tools: Sequence[Tool], *, many: bool) -> Format:
+    def free(self, tools: Sequence[Tool], *, many: bool, reserved: str = "") -> Format:
         """See `ToolParser.free`."""
         layout = self.layout
         if not layout.anywhere:
-            return either(self.calls(tools, many=many), text_not_beginning_with(layout.opening))
+            return either(self.calls(tools, many=many), text_not_beginning_with(layout.opening + reserved))
         trigger = max((m for m in layout.markers if layout.begin.startswith(m)), key=len)
         if layout.array:
             listed = tag(layout.begin, self._listed(tools, many=many), layout.end)

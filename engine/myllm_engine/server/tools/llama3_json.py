@@ -18,6 +18,7 @@ class Llama3JsonParser(JsonCalls):
     """Read and write Llama's calls. With a brace at its beginning an answer is calls, else it is text."""
 
     markers = (_PYTHON_TAG,)
+    anchored = True
 
     def __init__(self, special_tokens: Collection[str] = ()) -> None:
         super().__init__(special_tokens)

@@ -40,11 +40,11 @@ class MistralParser(JsonCalls):
             return separated(_named(tools), "", many=many)
         return super().calls(tools, many=many)
 
-    def free(self, tools: Sequence[Tool], *, many: bool) -> Format:
+    def free(self, tools: Sequence[Tool], *, many: bool, reserved: str = "") -> Format:
         """See `ToolParser.free`."""
         if self._is_new:
             return triggered([_CALLS], _named(tools), many=many)
-        return super().free(tools, many=many)
+        return super().free(tools, many=many, reserved=reserved)
 
     def reader(self, tools: Sequence[Tool]) -> ToolReader:
         """See `ToolParser.reader`."""

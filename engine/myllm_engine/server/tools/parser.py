@@ -83,9 +83,11 @@ class ToolParser(ABC):
 
     Attributes:
         markers: texts of the format that may be special tokens, which are then kept in the answer's text.
+        anchored: calls are told from text by an answer's first character.
     """
 
     markers: tuple[str, ...] = ()
+    anchored: bool = False
 
     def __init__(self, special_tokens: Collection[str] = ()) -> None:
         self.special_tokens = special_tokens
@@ -99,8 +101,14 @@ class ToolParser(ABC):
         """
 
     @abstractmethod
-    def free(self, tools: Sequence[Tool], *, many: bool) -> Format:
+    def free(self, tools: Sequence[Tool], *, many: bool, reserved: str = "") -> Format:
         """Return the format of free text in which calls may stand, whose arguments keep to the schemas.
+
+        Args:
+            tools: that may be called.
+            many: more than one call may be made.
+            reserved: characters with which something else than this format begins. Only where calls are told
+                from text by an answer's first character must text not begin with them.
 
         Raises:
             ValueError: see `calls`.
@@ -169,6 +177,6 @@ def triggered(triggers: Sequence[str], tags: Sequence[Format], *, many: bool) ->
     }
 
 
-def text_not_beginning_with(character: str) -> Format:
-    """Return the format of free text whose first character, blanks aside, is not the given one."""
-    return {"type": "regex", "pattern": rf"\s*([^\s{re.escape(character)}](?s:.)*)?"}
+def text_not_beginning_with(characters: str) -> Format:
+    """Return the format of free text whose first character, blanks aside, is none of the given ones."""
+    return {"type": "regex", "pattern": rf"\s*([^\s{re.escape(characters)}](?s:.)*)?"}

@@ -22,7 +22,7 @@ class PlainNamedParser(ToolParser):
         [tool] = tools
         return json_of(tool.parameters)
 
-    def free(self, tools: Sequence[Tool], *, many: bool) -> Format:
+    def free(self, tools: Sequence[Tool], *, many: bool, reserved: str = "") -> Format:
         """Raise ValueError: bare arguments cannot be told from text."""
         raise ValueError("a call without a marker cannot stand in text")
 

@@ -40,14 +40,16 @@ class PythonicParser(ToolParser):
     Arguments that cannot be written one by one are written as `**{...}`.
     """
 
+    anchored = True
+
     def calls(self, tools: Sequence[Tool], *, many: bool) -> Format:
         """See `ToolParser.calls`."""
         tags = [tag(f"{tool.name}(", _arguments(tool), ")") for tool in tools]
         return sequence(const("["), separated(tags, ", ", many=many), const("]"))
 
-    def free(self, tools: Sequence[Tool], *, many: bool) -> Format:
+    def free(self, tools: Sequence[Tool], *, many: bool, reserved: str = "") -> Format:
         """See `ToolParser.free`."""
-        return either(self.calls(tools, many=many), text_not_beginning_with("["))
+        return either(self.calls(tools, many=many), text_not_beginning_with("[" + reserved))
 
     def reader(self, tools: Sequence[Tool]) -> ToolReader:
         """See `ToolParser.reader`."""

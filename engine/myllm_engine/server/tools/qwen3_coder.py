@@ -54,7 +54,7 @@ class Qwen3CoderParser(ToolParser):
         """See `ToolParser.calls`."""
         return separated([_call(tool) for tool in tools], "\n", many=many)
 
-    def free(self, tools: Sequence[Tool], *, many: bool) -> Format:
+    def free(self, tools: Sequence[Tool], *, many: bool, reserved: str = "") -> Format:
         """See `ToolParser.free`."""
         # The models forget the outer tag at times.
         tags = [_call(tool, begin) for tool in tools for begin in (f"{_CALL}\n", "")]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from myllm_engine.constraint import Structured
 from myllm_engine.server import reasoning
+from myllm_engine.server import tools as tool_formats
 from myllm_engine.server.reasoning import ReasoningReader, registry
 from myllm_engine.server.settings import ServerSettings
 from myllm_engine.structured import GrammarCompiler
@@ -85,18 +86,12 @@ def test_thoughts_come_while_they_are_written():
 
 
 @pytest.fixture(scope="module")
-def takes(tokenizer):
-    """Return a function that says whether thoughts before an answer of digits are taken as complete."""
+def takes_format(tokenizer):
+    """Return a function that says whether a format takes a text, and takes it as complete."""
     compiler = GrammarCompiler(tokenizer, tokenizer.vocab_size)
     (eos,) = tokenizer.eos_token_ids
 
-    def run(name: str, opening: str, text: str) -> bool:
-        form = reasoning.find(name).before(
-            {"type": "regex", "pattern": "[0-9]+"},
-            opening,
-            special_tokens=tokenizer.special_tokens,
-            is_free=False,
-        )
+    def run(form: dict, text: str) -> bool:
         matcher = compiler.matcher(Structured.structural_tag({"format": form}))
         for token_id in tokenizer.encode(text):
             if matcher.raw.try_consume_tokens([token_id]) == 0:
@@ -105,6 +100,19 @@ def takes(tokenizer):
 
     yield run
     compiler.close()
+
+
+@pytest.fixture
+def takes(tokenizer, takes_format):
+    """Return a function that says whether thoughts before an answer of digits are taken as complete."""
+
+    def run(name: str, opening: str, text: str) -> bool:
+        digits = {"type": "regex", "pattern": "[0-9]+"}
+        special = tokenizer.special_tokens
+        form = reasoning.find(name).before(digits, opening, special_tokens=special, is_free=False)
+        return takes_format(form, text)
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -134,6 +142,31 @@ def takes(tokenizer):
 def test_what_is_behind_the_thoughts_is_constrained(takes, name, opening, yes, no):
     assert [text for text in yes if not takes(name, opening, text)] == []
     assert [text for text in no if takes(name, opening, text)] == []
+
+
+@pytest.mark.parametrize("parser", ["llama3_json", "pythonic"])
+def test_calls_behind_thoughts_keep_to_the_schema_where_text_could_be_both(tokenizer, takes_format, parser):
+    """Text, thoughts and calls are told apart by their first characters, in the grammar as in the readers."""
+    tools = tool_formats.find(parser)()
+    named = [tool_formats.Tool.of("f", {"properties": {"a": {"type": "integer"}}, "required": ["a"]})]
+    thoughts = reasoning.find("qwen3")
+    special = tokenizer.special_tokens
+    free = tools.free(named, many=True, reserved=thoughts.reserved("unknown", special))
+    form = thoughts.before(free, "unknown", special_tokens=special, is_free=not tools.anchored)
+    call, wrong = {
+        "llama3_json": ('{"name": "f", "parameters": {"a": 1}}', '{"name": "f", "parameters": {"a": "x"}}'),
+        "pythonic": ("[f(a=1)]", "[f(a=x)]"),
+    }[parser]
+    for text in (
+        "Good day.",
+        f"Good {call}",
+        call,
+        f"<think>so {wrong}</think>{call}",
+        "<think>so</think>Good.",
+    ):
+        assert takes_format(form, text), text
+    for text in (wrong, f"<think>so</think>{wrong}", f" {wrong}", "<tag>", "<think>so"):
+        assert not takes_format(form, text), text
 
 
 def test_an_unknown_parser_lists_the_known_ones(monkeypatch):

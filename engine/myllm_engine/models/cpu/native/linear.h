@@ -20,6 +20,7 @@
 #include <sys/mman.h>
 #endif
 
+#include "amx.h"
 #include "vectors.h"
 
 #define BLOCK 32
@@ -30,6 +31,8 @@
 #else
 #define TILE 4
 #endif
+
+#define MIN_TOKENS_FOR_TILES 6 /* a tile of fewer takes as long as a full one */
 
 #define CODE_BYTES (2 * BLOCK) /* of a block of a token: 32 upper halves, then 32 lower */
 #define MOST_CODE (127 * 256)  /* both halves are signed: code = 256 * upper + lower */
@@ -45,11 +48,15 @@ typedef struct {
 } Linear;
 
 /* The input of a product: tokens in tiles of `tile` (TILE, or 1 for a single token), blocks of 32 values of a
- * tile's tokens after each other. `x` for F32 and BF16; else the codes' halves `q`, and for each block of a token
- * the scale, the sum of the codes and their product. */
+ * tile's tokens after each other. `x` for F32 and BF16, or for matrix tiles `halves`: 32 upper, 32 lower; else the
+ * codes' halves `q`. With Q4 and Q8 also, for each block of a token, the scale, the sum of the codes and their
+ * product. */
 typedef struct {
     int blocks, tile;
-    float *x;
+    union {
+        float *x;
+        uint16_t *halves;
+    };
     int8_t *q;
     float *scale, *scaled_sum;
     int32_t *sum;
@@ -188,26 +195,43 @@ INLINE void store_codes(int8_t *upper, i32x16 codes) {
     *(i8x16_any *)(upper + BLOCK) = __builtin_convertvector(codes - (above << 8), i8x16);
 }
 
+/* Whether products of `tokens` tokens use matrix tiles. With few, codes are better multiplied as bytes, for the same
+ * result; with BF16 the result is another one, and all must take the same way. */
+INLINE int uses_tiles(int format, int tokens) {
+    return tiles_allowed && format != F32 && (format == BF16 || tokens >= MIN_TOKENS_FOR_TILES);
+}
+
 /* Round 32 floats to 16 bits; all to 0 where the largest is so small that the scale's inverse is no float. */
-static void quantize_block(const Input *input, size_t place, f32x16 first, f32x16 second) {
+static void quantize_block(const Input *input, int is_tiled, size_t place, f32x16 first, f32x16 second) {
     float most = max_lanes(max_each(abs_each(first), abs_each(second)));
     float inverse = most > 1e-33f ? MOST_CODE / most : 0, scale = most / MOST_CODE;
     i32x16 low = round_to_int(first * inverse), high = round_to_int(second * inverse);
     int32_t sum = sum_lanes_int(low + high);
-    store_codes(input->q + place * CODE_BYTES, low);
-    store_codes(input->q + place * CODE_BYTES + LANES, high);
+#if HAS_TILES
+    if (is_tiled) store_codes_tiled(input->halves + place * 2 * BLOCK, low, high);
+#endif
+    if (!is_tiled) {
+        store_codes(input->q + place * CODE_BYTES, low);
+        store_codes(input->q + place * CODE_BYTES + LANES, high);
+    }
     input->scale[place] = scale;
     input->sum[place] = sum;
     input->scaled_sum[place] = scale * (float)sum;
 }
 
-/* Store block `b` of token `t` in the form that weights of `format` are multiplied with. */
-INLINE void input_block(const Input *input, int format, int t, int b, f32x16 first, f32x16 second) {
+/* Store block `b` of token `t` in the form that weights of `format` are multiplied with, `is_tiled` by tiles. */
+INLINE void input_block(const Input *input, int format, int is_tiled, int t, int b, f32x16 first, f32x16 second) {
     size_t place = input_place(input, t, b);
     if (format >= Q8) {
-        quantize_block(input, place, first, second);
+        quantize_block(input, is_tiled, place, first, second);
         return;
     }
+#if HAS_TILES
+    if (is_tiled) {
+        store_floats(input->halves + place * 2 * BLOCK, first, second);
+        return;
+    }
+#endif
     store(input->x + place * BLOCK, first);
     store(input->x + place * BLOCK + LANES, second);
 }

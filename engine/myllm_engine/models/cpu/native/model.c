@@ -100,8 +100,10 @@ static void input_free(Input *input) {
     free(input->sum);
 }
 
-/* Store `x * factor * weight` (weight NULL: `x`), `[cols]`, as token `t` of a product's input. */
-static void prepare(const Input *input, const Linear *linear, int t, const float *x, float factor, const float *weight) {
+/* Store `x * factor * weight` (weight NULL: `x`), `[cols]`, as token `t` of a product of `tokens` tokens. */
+static void prepare(
+    const Input *input, const Linear *linear, int tokens, int t, const float *x, float factor, const float *weight) {
+    int is_tiled = uses_tiles(linear->format, tokens);
     for (int b = 0; b < input->blocks; b++) {
         int from = b * BLOCK, count = linear->cols - from < BLOCK ? linear->cols - from : BLOCK;
         float part[BLOCK] = {0}, scale[BLOCK] = {0};
@@ -115,7 +117,7 @@ static void prepare(const Input *input, const Linear *linear, int t, const float
             low = low * factor * load(weights);
             high = high * factor * load(weights + LANES);
         }
-        input_block(input, linear->format, t, b, low, high);
+        input_block(input, linear->format, is_tiled, t, b, low, high);
     }
 }
 
@@ -138,7 +140,7 @@ static const Input *prepare_all(
     for (int t = alone ? 0 : pool_take(&model->pool, 1); t < tokens; t = alone ? 1 : pool_take(&model->pool, 1)) {
         const float *row = x + (size_t)t * linear->cols;
         float factor = norm ? rms_factor(row, linear->cols, model->config.eps) : 1;
-        prepare(input, linear, t, row, factor, norm);
+        prepare(input, linear, tokens, t, row, factor, norm);
     }
     if (alone) lap(model, thread, OTHER);
     else meet(model, thread, OTHER);
@@ -149,55 +151,71 @@ static const Input *prepare_all(
 
 enum { SET, ADD };
 
+/* Work is cut into `units`, of some groups of rows and a chunk of tokens; neighbours share the tokens. */
+typedef struct {
+    int units, in_chunk, groups; /* all units, those of a chunk, groups of a unit */
+} Cut;
+
+static Cut cut_product(const Model *model, int groups, int tokens, int least) {
+    int chunks = (tokens + CHUNK - 1) / CHUNK, share = pool_share(&model->pool, groups * chunks);
+    int each = share > GROUPS ? GROUPS : share < least ? least : share;
+    int in_chunk = (groups + each - 1) / each;
+    return (Cut){in_chunk * chunks, in_chunk, each};
+}
+
 /* `to[t][row]` = or += the product with `tokens` tokens; `stride` floats part the tokens. */
 static void multiply(
     Model *model, int thread, const Linear *linear, const Input *input, int tokens, float *to, size_t stride, int how) {
-    int groups = linear_groups(linear), share = pool_share(&model->pool, groups);
-    f32x16 out[TILE];
-    for (int first = pool_take(&model->pool, share); first < groups; first = pool_take(&model->pool, share))
-        for (int g = first; g < first + share && g < groups; g++)
-            for (int t0 = 0; t0 < tokens; t0 += TILE) {
-                int count = tokens - t0 < TILE ? tokens - t0 : TILE;
-                int width = linear->rows - g * LANES < LANES ? linear->rows - g * LANES : LANES;
-                const float *bias = linear->bias ? linear->bias + g * LANES : NULL;
-                linear_product(linear, g, input, t0, count, out);
+    int groups = linear_groups(linear), is_tiled = uses_tiles(linear->format, tokens);
+    Cut cut = cut_product(model, groups, tokens, 1);
+    int share = pool_share(&model->pool, cut.units);
+    f32x16 out[GROUPS][CHUNK];
+    for (int first = pool_take(&model->pool, share); first < cut.units; first = pool_take(&model->pool, share))
+        for (int unit = first; unit < first + share && unit < cut.units; unit++) {
+            int t0 = unit / cut.in_chunk * CHUNK, g0 = unit % cut.in_chunk * cut.groups;
+            int count = tokens - t0 < CHUNK ? tokens - t0 : CHUNK;
+            int several = groups - g0 < cut.groups ? groups - g0 : cut.groups;
+            linear_product(linear, g0, several, input, is_tiled, t0, count, out);
+            for (int g = 0; g < several; g++) {
+                int row = (g0 + g) * LANES, width = linear->rows - row < LANES ? linear->rows - row : LANES;
+                const float *bias = linear->bias ? linear->bias + row : NULL;
                 for (int t = 0; t < count; t++) {
-                    float *at = to + (size_t)(t0 + t) * stride + g * LANES;
+                    float *at = to + (size_t)(t0 + t) * stride + row;
                     if (width == LANES) {
-                        f32x16 value = bias ? out[t] + load(bias) : out[t];
+                        f32x16 value = bias ? out[g][t] + load(bias) : out[g][t];
                         store(at, how == ADD ? load(at) + value : value);
                         continue;
                     }
                     for (int i = 0; i < width; i++) {
-                        float value = out[t][i] + (bias ? bias[i] : 0);
+                        float value = out[g][t][i] + (bias ? bias[i] : 0);
                         at[i] = how == ADD ? at[i] + value : value;
                     }
                 }
             }
+        }
     meet(model, thread, LINEARS);
 }
 
 /* The gated half of the MLP: blocks of 32 of silu(gate) * up, at once in the form that `down` reads. */
 static void multiply_gated(Model *model, int thread, const Layer *layer, const Input *input, int tokens) {
     const Linear *linear = &layer->gate_up;
-    int blocks = model->mid_blocks, share = pool_share(&model->pool, blocks);
-    f32x16 out[4][TILE];
-    for (int first = pool_take(&model->pool, share); first < blocks; first = pool_take(&model->pool, share))
-        for (int b = first; b < first + share && b < blocks; b++)
-            for (int t0 = 0; t0 < tokens; t0 += TILE) {
-                int count = tokens - t0 < TILE ? tokens - t0 : TILE;
-                for (int part = 0; part < 4; part++) {
-                    linear_product(linear, b * 4 + part, input, t0, count, out[part]);
-                    if (linear->bias)
-                        for (int t = 0; t < count; t++)
-                            out[part][t] += load(linear->bias + (b * 4 + part) * LANES);
-                }
-                for (int t = 0; t < count; t++) {
-                    f32x16 low = out[0][t] / (1 + exp_each(-out[0][t])) * out[1][t];
-                    f32x16 high = out[2][t] / (1 + exp_each(-out[2][t])) * out[3][t];
-                    input_block(&model->mid, layer->down.format, t0 + t, b, low, high);
-                }
+    int blocks = model->mid_blocks, chunks = (tokens + CHUNK - 1) / CHUNK, units = blocks * chunks;
+    int is_tiled = uses_tiles(linear->format, tokens), down_is_tiled = uses_tiles(layer->down.format, tokens);
+    int share = pool_share(&model->pool, units);
+    f32x16 out[GROUPS][CHUNK];
+    for (int first = pool_take(&model->pool, share); first < units; first = pool_take(&model->pool, share))
+        for (int unit = first; unit < first + share && unit < units; unit++) {
+            int t0 = unit / blocks * CHUNK, b = unit % blocks;
+            int count = tokens - t0 < CHUNK ? tokens - t0 : CHUNK;
+            linear_product(linear, b * GROUPS, GROUPS, input, is_tiled, t0, count, out);
+            for (int part = 0; part < GROUPS && linear->bias; part++)
+                for (int t = 0; t < count; t++) out[part][t] += load(linear->bias + (b * GROUPS + part) * LANES);
+            for (int t = 0; t < count; t++) {
+                f32x16 low = out[0][t] / (1 + exp_each(-out[0][t])) * out[1][t];
+                f32x16 high = out[2][t] / (1 + exp_each(-out[2][t])) * out[3][t];
+                input_block(&model->mid, layer->down.format, down_is_tiled, t0 + t, b, low, high);
             }
+        }
     meet(model, thread, LINEARS);
 }
 
@@ -320,7 +338,7 @@ static void finish(Model *model, int thread) {
         const float *row = model->residual + (size_t)step->rows[r] * hidden;
         float factor = rms_factor(row, hidden, config->eps);
         if (r < step->num_rows) {
-            prepare(&model->normed, &config->head, r, row, factor, config->norm);
+            prepare(&model->normed, &config->head, step->num_rows, r, row, factor, config->norm);
             continue;
         }
         float *to = step->hidden + (size_t)(r - step->num_rows) * hidden;
@@ -443,18 +461,20 @@ void model_seconds(Model *model, double *seconds) {
 /* For tests: multiply `[tokens, cols]` floats with packed weights in the caller's thread. */
 int linear_multiply(const Linear *linear, const float *x, int tokens, float *to) {
     Input input;
-    f32x16 out[TILE];
+    f32x16 out[GROUPS][CHUNK];
+    int groups = linear_groups(linear);
     if (input_allocate(&input, tokens, linear_blocks(linear)) != 0) return -1;
     tiles_request();
     tiles_begin();
-    for (int t = 0; t < tokens; t++) prepare(&input, linear, t, x + (size_t)t * linear->cols, 1, NULL);
-    for (int g = 0; g < linear_groups(linear); g++)
-        for (int t0 = 0; t0 < tokens; t0 += TILE) {
-            int count = tokens - t0 < TILE ? tokens - t0 : TILE;
-            linear_product(linear, g, &input, t0, count, out);
+    for (int t = 0; t < tokens; t++) prepare(&input, linear, tokens, t, x + (size_t)t * linear->cols, 1, NULL);
+    for (int t0 = 0; t0 < tokens; t0 += CHUNK)
+        for (int first = 0; first < groups; first += GROUPS) {
+            int count = tokens - t0 < CHUNK ? tokens - t0 : CHUNK;
+            int several = groups - first < GROUPS ? groups - first : GROUPS;
+            linear_product(linear, first, several, &input, uses_tiles(linear->format, tokens), t0, count, out);
             for (int t = 0; t < count; t++)
-                for (int i = 0; i < LANES && g * LANES + i < linear->rows; i++)
-                    to[(size_t)(t0 + t) * linear->rows + g * LANES + i] = out[t][i];
+                for (int i = 0; i < several * LANES && first * LANES + i < linear->rows; i++)
+                    to[(size_t)(t0 + t) * linear->rows + first * LANES + i] = out[i / LANES][t][i % LANES];
         }
     tiles_end();
     input_free(&input);

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from fastapi import Request as HttpRequest
 from starlette.types import Message as AsgiMessage
 
 from ...errors import diagnose
+from ...exchange import current
 from ...settings import ServerContext
 from ..chat_request import ChatRequest
 from ..conversation import Conversation, render
@@ -83,6 +85,10 @@ async def answer(conversation: Conversation, writer: ResponseWriter) -> AsyncGen
 async def answer_alone(stored: Stored, chat: ChatRequest, context: ServerContext, http: HttpRequest) -> None:
     """Make a stored response that no client waits for; `http` is the request that asked for it."""
     detached = HttpRequest(http.scope, _never)
+    exchange = current.get()
+    if exchange is not None:
+        # The time limit is of those who wait.
+        current.set(replace(exchange, deadline=None))
     try:
         with told_as(NAMES):
             conversation = await Conversation.open(chat, context, detached, stored.id)

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, StrictInt, field_validator, model_v
 
 from ...fields import StrictModel, refusal
 from ..constraints import StructuredOutputs
-from ..protocol import Texts, TokenIds
+from ..protocol import REASONS, UNSUPPORTED, Texts, TokenIds
 from . import tools as tool_types
 from .items import AnyItem, Item, as_messages, is_unfinished
 from .tools import ToolChoice, Tools
@@ -39,6 +39,7 @@ _SAME = (
     "temperature",
     "top_k",
     "top_p",
+    "watermarking",
 )
 
 # What clients call the fields that have other names in chat requests and in the engine.
@@ -127,8 +128,11 @@ def _as_items(value: Any) -> Any:
 class ResponsePrompt(StrictModel):
     """Hold what makes the prompt of a response: all that is needed to count its tokens."""
 
-    # `personality` is of OpenAI's models.
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"personality": ()}
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"conversation": (), "personality": ()}
+    reasons: ClassVar[dict[str, str]] = {
+        "conversation": "is kept by OpenAI: use `previous_response_id`, or send the items",
+        "personality": "is of OpenAI's models: describe it in `instructions`",
+    }
 
     model: str | None = Field(None, description="A served name; may be left out.")
     input: Annotated[
@@ -146,15 +150,7 @@ class ResponsePrompt(StrictModel):
     truncation: Literal["auto", "disabled"] | None = Field(
         None, description="auto drops the oldest turns of an input that is too long; default: refuse it."
     )
-    conversation: Any = Field(None, description="Refused: conversations are kept by OpenAI.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the chat template.")
-
-    @field_validator("conversation", mode="before")
-    @classmethod
-    def _kept_by_openai(cls, value: Any) -> Any:
-        if value is not None:
-            raise refusal("`conversation` is kept by OpenAI: use `previous_response_id`, or send the items")
-        return value
 
     @model_validator(mode="after")
     def _choice_is_there(self) -> ResponsePrompt:
@@ -184,15 +180,26 @@ class ResponseRequest(ResponsePrompt):
     """Ask for a response."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "ec_transfer_params": (),
+        **{name: UNSUPPORTED[name] for name in ("ec_transfer_params", "kv_transfer_params", "vllm_xargs")},
+        "context_management": ([],),
+        "conversation": (),
         "enable_response_messages": (False,),
-        "kv_transfer_params": (),
-        "media_io_kwargs": (),
-        "mm_processor_kwargs": (),
-        "previous_input_messages": (),
-        "request_id": (),
-        "vllm_xargs": (),
-        "watermarking": (),
+        "media_io_kwargs": ({},),
+        "mm_processor_kwargs": ({},),
+        "moderation": (),
+        "previous_input_messages": ([],),
+        "prompt": (),
+    }
+    reasons: ClassVar[dict[str, str]] = {
+        **REASONS,
+        **ResponsePrompt.reasons,
+        "context_management": "is not available: contexts are not compacted here; see `truncation`",
+        "enable_response_messages": "is of gpt-oss's own format; `/tokenize` shows a prompt's tokens",
+        "media_io_kwargs": "are not taken: images are read in one way",
+        "mm_processor_kwargs": "are not taken: images are read as the model was trained",
+        "moderation": "is a service of OpenAI's: nothing is moderated here",
+        "previous_input_messages": "are of gpt-oss's own format: send `input`",
+        "prompt": "is kept by OpenAI: send `instructions` and `input`",
     }
     # `max_tool_calls` counts calls of built-in tools, and there are none; the others are about OpenAI's
     # service, or about images handed between vLLM's servers.
@@ -231,22 +238,16 @@ class ResponseRequest(ResponsePrompt):
     ignore_eos: bool | None = Field(None, description="Go on after the end-of-sequence token.")
     skip_special_tokens: bool | None = Field(None, description="Leave special tokens out; default true.")
     structured_outputs: StructuredOutputs | None = Field(None, description="vLLM's constraint on the text.")
+    watermarking: bool | None = Field(None, description="Mark the text as TGI does.")
     priority: StrictInt | None = Field(None, description="The lower, the sooner it runs; default 0.")
     cache_salt: str | None = Field(None, description="Share cached prefixes with the same salt only.")
     metadata: dict[str, str] | None = Field(None, max_length=16, description="Comes back with the response.")
     user: str | None = Field(None, description="Comes back with the response.")
     safety_identifier: str | None = Field(None, description="Comes back with the response.")
     prompt_cache_key: str | None = Field(None, description="Comes back with the response.")
-    prompt: Any = Field(None, description="Refused: prompt templates are kept by OpenAI.")
-    context_management: Any = Field(None, description="Refused: contexts are not compacted here.")
-    moderation: Any = Field(None, description="Refused: nothing is moderated here.")
-
-    @field_validator("prompt", "context_management", "moderation", mode="before")
-    @classmethod
-    def _only_at_openai(cls, value: Any) -> Any:
-        if value not in (None, []):
-            raise refusal("This is a service of OpenAI's that this server does not have")
-        return None
+    request_id: str | None = Field(
+        None, max_length=256, pattern=r"^[A-Za-z0-9_.-]+$", description="Of the response; default: a new one."
+    )
 
     @field_validator("include")
     @classmethod

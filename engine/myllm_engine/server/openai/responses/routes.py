@@ -49,7 +49,10 @@ async def create_response(
     with told_as(NAMES):
         chat = await prepare(body, [*history, *inputs], context, http)
     is_stored = store.capacity > 0 and body.store is not False
-    response = new_response(body, id_=f"resp_{uuid.uuid4().hex}", model=model, stored=is_stored)
+    id_ = body.request_id or f"resp_{uuid.uuid4().hex}"
+    if id_ in store:
+        raise invalid(f"There is a response of the id {id_!r} already", "request_id")
+    response = new_response(body, id_=id_, model=model, stored=is_stored)
     _check_echo(response)
     writer = ResponseWriter(
         response, context.engine.tokenizer, show_reasoning=body.include_reasoning is not False

@@ -89,6 +89,10 @@ class ResponseStore:
         self.capacity = capacity
         self._stored: dict[str, Stored] = {}
 
+    def __contains__(self, response_id: str) -> bool:
+        """Tell whether a response of that id is kept."""
+        return response_id in self._stored
+
     def get(self, response_id: str, param: str = "response_id") -> Stored:
         """Return the response of that id.
 

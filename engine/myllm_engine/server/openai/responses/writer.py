@@ -173,10 +173,9 @@ class ResponseWriter:
 
     def _usage(self, generation: Generation) -> dict[str, Any]:
         prompt, completion = generation.prompt_tokens, generation.completion_tokens
-        cached = getattr(generation, "cached_tokens", 0)
         return {
             "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": generation.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": completion,
             "output_tokens_details": {"reasoning_tokens": generation.reasoning_tokens or 0},
             "total_tokens": prompt + completion,

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from myllm_engine.config import SpeculativeConfig
-from myllm_engine.server.flags import parse_lora_modules, parse_size, parse_speculative
+from myllm_engine.server.flags.values import parse_lora_modules, parse_size, parse_speculative
 
 
 @pytest.mark.parametrize(

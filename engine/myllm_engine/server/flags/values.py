@@ -1,16 +1,16 @@
 """Read the values of `myllm serve`'s options that are more than a number or a word.
 
-Imports neither torch nor an HTTP library, for the same reason as `cli`.
+Imports neither torch nor an HTTP library.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
-from ..config import SpeculativeConfig
+from ...config import SpeculativeConfig
 
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -50,7 +50,7 @@ def parse_speculative(text: str) -> SpeculativeConfig:
     Raises:
         ValueError: it is no such JSON, or holds a key or a value that is not known here.
     """
-    given = _json_object("--speculative-config", text)
+    given = json_object("--speculative-config", text)
     if unknown := sorted(given.keys() - _SPECULATIVE.keys()):
         known = ", ".join(f"`{key}`" for key in _SPECULATIVE)
         raise ValueError(f"`--speculative-config` holds `{unknown[0]}`; known are {known}")
@@ -97,7 +97,7 @@ def parse_lora_modules(values: Sequence[str]) -> dict[str, str]:
     adapters: dict[str, str] = {}
     for value in values:
         if value.lstrip().startswith("{"):
-            given = _json_object("--lora-modules", value)
+            given = json_object("--lora-modules", value)
             if unknown := sorted(given.keys() - {"name", "path"}):
                 raise ValueError(f"`--lora-modules` holds `{unknown[0]}`; known are `name` and `path`")
             name, path = given.get("name"), given.get("path")
@@ -111,7 +111,56 @@ def parse_lora_modules(values: Sequence[str]) -> dict[str, str]:
     return adapters
 
 
-def _json_object(flag: str, text: str) -> dict[str, Any]:
+def parse_lora_adapters(text: str, *, besides: Container[str]) -> dict[str, str]:
+    """Return adapters' folders by name, from TGI's `name=path,path`.
+
+    Args:
+        text: one that has no name is named by its path.
+        besides: names that are taken.
+
+    Raises:
+        ValueError: a part is empty, or a name is given twice.
+    """
+    adapters: dict[str, str] = {}
+    for part in text.split(",") if text else ():
+        name, _, path = part.strip().partition("=")
+        path = path or name
+        if not path or not name:
+            raise ValueError(f"`--lora-adapters` must be [NAME=]PATH, parted by commas; got {text!r}")
+        if name in adapters or name in besides:
+            raise ValueError(f"`--lora-adapters` names an adapter {name!r} that there is already")
+        adapters[name] = path
+    return adapters
+
+
+def parse_list(values: Sequence[str] | None) -> list[str]:
+    """Return the words of an option that is a JSON list, parted by commas, or repeated.
+
+    Raises:
+        ValueError: it begins as a JSON list, and is none of strings.
+    """
+    if not values:
+        return []
+    if not values[0].lstrip().startswith("["):
+        return [word for value in values for part in value.split(",") if (word := part.strip())]
+    text = " ".join(values)  # a variable is parted by blanks
+    try:
+        words = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{text!r} is not a JSON list: {error}") from None
+    if not all(isinstance(word, str) for word in words):
+        raise ValueError(f"{text!r} must hold strings only")
+    return words
+
+
+def json_object(flag: str, text: str | None) -> dict[str, Any]:
+    """Return the object that an option holds as JSON; an empty one when it is not given.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if text is None:
+        return {}
     try:
         given = json.loads(text)
     except (ValueError, RecursionError) as error:
