@@ -285,6 +285,7 @@ def said_by(role, *blocks):
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
         ({"system": [CALL]}, "'tool_use' do not belong to the role 'system'"),
         (said_by("user", {"type": "document", "source": {}}), "messages[0].content[0].type: Blocks of the type 'document'"),
+        (said_by("user", {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}), "image"),
         (said_by("user", {"type": "text", "txt": "x"}), "did you mean `text`?"),
         (said_by("user", CALL), "'tool_use' do not belong to the role 'user'"),
         (said_by("assistant", CALL), "send their results"),

@@ -653,6 +653,22 @@ def test_what_is_not_there(http, method, path, status):
     assert answer.json()["error"]["code"] == status
 
 
+def test_images_are_handed_on_to_the_model_which_may_have_no_eyes(http):
+    image = {"type": "input_image", "image_url": "data:image/png;base64,AAAA", "detail": "low"}
+    answer = http.post("/v1/responses", json={"input": [{"role": "user", "content": [image]}]})
+    assert answer.status_code == 400
+    assert "image" in answer.json()["error"]["message"]
+
+
+def test_an_id_of_the_clients(http):
+    body = {"input": "x", "max_output_tokens": 1, "request_id": "my.response-1"}
+    assert http.post("/v1/responses", json=body).json()["id"] == "my.response-1"
+    again = http.post("/v1/responses", json=body)
+    assert again.status_code == 400
+    assert again.json()["error"]["param"] == "request_id"
+    assert http.delete("/v1/responses/my.response-1").json()["deleted"]
+
+
 @pytest.mark.parametrize("field", ["user", "input", "instructions"])
 def test_half_a_surrogate_pair_is_a_400(http, field):
     content = json.dumps({"input": "x", field: "\ud800"})
