@@ -290,6 +290,15 @@ class BaseClient:
         options = {name: value for name, value in given.items() if name != "dimensions"}
         return replace(self._call("embedding", None, {**options, "extra_body": extra}), inputs=inputs)
 
+    def _response_call(self, input: Any, given: Mapping[str, Any]) -> Call:
+        """Return a call of the Responses API; what is no option of the call is a field of its body."""
+        options = {name: given[name] for name in _REQUEST_OPTIONS if name in given}
+        fields = {name: given[name] for name in given if name not in options}
+        if fields.get("stream"):
+            raise InvalidParameterError("`stream` is not available here: leave it out.", param="stream")
+        body = {"input": input, **fields, **_mapping("extra_body", options.get("extra_body"))}
+        return self._call("response", None, {**options, "extra_body": body})
+
     def _tokenize_call(self, subject: Any, given: Mapping[str, Any]) -> Call:
         call = self._call("tokenize", None, given)
         if isinstance(subject, str):

@@ -34,6 +34,7 @@ from .types import (
     Embeddings,
     ModelInfo,
     ParsedChat,
+    Response,
     Tokens,
 )
 from .wire import Action, Call, Recall, Remember, Reply, Send, ServerInfo, Sleep
@@ -96,6 +97,14 @@ class Client(BaseClient):
     def embed(self, texts: str | Sequence[str], **options: Unpack[EmbedOptions]) -> Embeddings:
         """Return the vectors of texts: `.vectors`, in the texts' order."""
         answer: Embeddings = self._answer(self._embed_call(texts, options))
+        return answer
+
+    def respond(self, input: Messages, **fields: Any) -> Response:
+        """Make a response of OpenAI's Responses API: `.output_text`, `.output`.
+
+        `fields` are those of `POST /v1/responses` and options of the call; the server checks them.
+        """
+        answer: Response = self._answer(self._response_call(input, fields))
         return answer
 
     def tokenize(self, subject: Messages, **options: Unpack[TokenizeOptions]) -> Tokens:
@@ -278,6 +287,11 @@ class AsyncClient(BaseClient):
     async def embed(self, texts: str | Sequence[str], **options: Unpack[EmbedOptions]) -> Embeddings:
         """See `Client.embed`."""
         answer: Embeddings = await self._answer(self._embed_call(texts, options))
+        return answer
+
+    async def respond(self, input: Messages, **fields: Any) -> Response:
+        """See `Client.respond`."""
+        answer: Response = await self._answer(self._response_call(input, fields))
         return answer
 
     async def tokenize(self, subject: Messages, **options: Unpack[TokenizeOptions]) -> Tokens:

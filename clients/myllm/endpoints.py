@@ -19,7 +19,7 @@ DEFAULT_URL = f"{LOCALHOST}:8000"
 PortSpec = int | str | Iterable[int] | None
 UrlSpec = str | Sequence[str]
 # What is copied from a `curl` command, or from an SDK that wants the whole address.
-_ROUTE = re.compile(r"/v1/(?:chat/completions|completions|embeddings|models)$")
+_ROUTE = re.compile(r"/v1/(?:chat/completions|completions|embeddings|models|responses)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +181,12 @@ def _ports(port: PortSpec) -> list[int | None]:
             raise InvalidParameterError(f"`port={one!r}` is not a port: 1 to 65535.", param="port")
         ports.append(number)
     return ports
+
+
+def is_named(base_url: UrlSpec | None, environ: Mapping[str, str] | None = None) -> bool:
+    """Tell whether the argument or the environment names a server; else the default stands for it."""
+    env = os.environ if environ is None else environ
+    return bool(base_url or env.get("MYLLM_BASE_URL") or env.get("OPENAI_BASE_URL"))
 
 
 def resolve_endpoints(

@@ -27,7 +27,7 @@ from .errors import (
     RequestTimeoutError,
 )
 from .hooks import CallRecord, Hook
-from .types import Answer, ChatChoice, ChatCompletion, Completion
+from .types import Answer, ChatChoice, ChatCompletion, Completion, Response
 from .wire import Call, Send
 
 try:
@@ -39,7 +39,7 @@ except ImportError as exc:
 
 CAPTURE_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
-_OPERATIONS = {"chat": "chat", "completion": "text_completion", "embedding": "embeddings"}
+_OPERATIONS = {"chat": "chat", "completion": "text_completion", "embedding": "embeddings", "response": "chat"}
 """Where the conventions have no name (tokenize, detokenize), ours stands."""
 _PARAMETERS = {
     "max_tokens": "max_tokens",
@@ -289,7 +289,7 @@ def _answered(answer: Answer) -> dict[str, Any]:
 def _usage(answer: Answer) -> Iterator[tuple[str, int]]:
     if answer.usage is not None:
         yield "input", answer.usage.prompt_tokens
-        if isinstance(answer, ChatCompletion | Completion):
+        if isinstance(answer, ChatCompletion | Completion | Response):
             yield "output", answer.usage.completion_tokens
 
 

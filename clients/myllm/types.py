@@ -293,6 +293,28 @@ class Embeddings(Answer):
         return [entry.embedding for entry in sorted(self.data, key=lambda entry: entry.index)]
 
 
+def _counts(value: Any) -> Any:
+    """Give the token counts of the Responses API the names that they have everywhere else."""
+    if isinstance(value, dict) and "input_tokens" in value:
+        return {**value, "prompt_tokens": value["input_tokens"], "completion_tokens": value["output_tokens"]}
+    return value
+
+
+class Response(Answer):
+    """The answer of OpenAI's Responses API: its items as they came."""
+
+    object: str = "response"
+    status: str | None = None
+    output: list[dict[str, Any]]
+    usage: Annotated[Usage | None, BeforeValidator(_counts)] = None
+
+    @property
+    def output_text(self) -> str:
+        """What the model said, joined."""
+        parts = [part for item in self.output for part in item.get("content") or () if "text" in part]
+        return "".join(part["text"] for part in parts if part.get("type") == "output_text")
+
+
 class Tokens(Answer):
     """A text or a conversation as the server's tokenizer sees it, special tokens included.
 

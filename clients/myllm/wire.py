@@ -12,7 +12,7 @@ from .errors import InvalidParameterError
 from .params import Parameters
 from .types import ModelInfo
 
-Kind = Literal["chat", "completion", "embedding", "tokenize", "detokenize"]
+Kind = Literal["chat", "completion", "embedding", "response", "tokenize", "detokenize"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +88,7 @@ class Call:
         prompt: of a completion: text or token ids; of "tokenize" the text, of "detokenize" the token ids.
         messages: of a chat; of "tokenize" when a conversation is to be counted.
         inputs: of an embedding: the texts, or the token ids of each.
+        extra_body: fields to send as they are; of a "response" all of them.
         session: calls of one session go to one server, where several can take them and it is not overloaded.
         cache: False keeps this call away from the client's cache.
     """

@@ -31,6 +31,10 @@ def request(custom_id: str, text: str | None = None, **body) -> dict:
     return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
 
 
+def response_request(custom_id: str, **body) -> dict:
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/responses", "body": body}
+
+
 def answer(seen, reply) -> None:
     text = seen.body["messages"][0]["content"]
     if text.startswith("bad"):
@@ -848,13 +852,82 @@ def test_against_the_real_server(server, tmp_path):
             "url": "/v1/completions",
             "body": {"prompt": "One", "max_tokens": 3},
         },
+        response_request("r", input="Say hello.", max_output_tokens=3, temperature=0),
+        response_request("bad", input="Say hello.", max_tokens=3),
         request("no", top_q=1),
     )
     assert job.run().exit_code == 1
-    assert sorted(ids(job.answers())) == sorted([*map(str, range(12)), "c"])
-    assert ids(job.failures()) == ["no"]
+    assert sorted(ids(job.answers())) == sorted([*map(str, range(12)), "c", "r"])
+    assert sorted(ids(job.failures())) == ["bad", "no"]
+    [refused] = [line for line in job.failures() if line["custom_id"] == "bad"]
+    assert refused["response"]["status_code"] == 400
+    assert "max_output_tokens" in refused["error"]["message"]
     for line in job.answers():
         body = line["response"]["body"]
+        if line["custom_id"] == "r":
+            assert body["object"] == "response"
+            assert body["usage"]["output_tokens"] == 3
+            continue
         assert body["usage"]["completion_tokens"] > 0
         assert body["choices"][0]["finish_reason"] in ("stop", "length")
         assert line["response"]["request_id"]
+
+
+def test_a_response_is_sent_and_written_as_it_is(job, wire):
+    made = {
+        "id": "resp_1",
+        "object": "response",
+        "status": "completed",
+        "output": [{"type": "message", "content": [{"type": "output_text", "text": "Hi"}]}],
+        "usage": {"input_tokens": 5, "output_tokens": 2, "total_tokens": 7},
+    }
+    wire.answers(made)
+    messages, text = [{"role": "user", "content": "x"}], {"format": {"type": "text"}}
+    job.write(
+        response_request("1", input=messages, text=text, user=None, stream=False),
+        response_request("2", input="x", background=True),
+        response_request("3", input="x", stream=True),
+        response_request("4", instructions="x"),
+    )
+    summary = json.loads(job.run("--json").stdout)
+    [line] = job.answers()
+    assert line["response"]["body"] == made
+    assert wire.bodies == [{"model": "m", "input": messages, "text": text}]
+    said = {line["custom_id"]: line["error"]["message"] for line in job.failures()}
+    assert "`background`" in said["2"]
+    assert "not streamed" in said["3"]
+    assert "object with `input`" in said["4"]
+    assert (summary["this_run"]["prompt_tokens"], summary["this_run"]["completion_tokens"]) == (5, 2)
+
+
+def test_without_a_server_one_is_started_for_the_run(job, monkeypatch, free_port):
+    monkeypatch.setattr("myllm.endpoints.DEFAULT_URL", f"http://localhost:{free_port}")
+    job.write(
+        request("1", "Say hello.", max_tokens=3), response_request("2", input="Hi", max_output_tokens=3)
+    )
+    arguments = ["-i", str(job.source), "-o", str(job.out), "--model", "smollm2"]
+    result = job.run(arguments=arguments)
+    assert result.exit_code == 0, result.output
+    assert "starting one of 'smollm2' for this run" in result.output
+    assert sorted(ids(job.answers())) == ["1", "2"]
+    # Nothing is left to do: nothing is started.
+    again = job.run(arguments=arguments)
+    assert again.exit_code == 0
+    assert "starting" not in again.output
+
+
+def test_a_server_that_cannot_start_is_told(job, monkeypatch, free_port):
+    monkeypatch.setattr("myllm.endpoints.DEFAULT_URL", f"http://localhost:{free_port}")
+    job.write(request("1"))
+    result = job.run(arguments=["-i", str(job.source), "-o", str(job.out), "--model", "/no/such/model"])
+    assert result.exit_code == 3
+    assert "/no/such/model" in result.output
+    assert job.answers() == []
+
+
+def test_a_server_that_is_there_is_used(job, wire, monkeypatch):
+    monkeypatch.setattr("myllm.endpoints.DEFAULT_URL", wire.url)
+    job.write(request("1"))
+    arguments = ["-i", str(job.source), "-o", str(job.out), "--model", "m", "--dialect", "openai"]
+    assert "starting" not in job.run(arguments=arguments).output
+    assert content(job.answers()[0]) == "1"

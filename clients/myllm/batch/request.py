@@ -20,9 +20,10 @@ URLS: dict[str, tuple[Kind, str]] = {
     "/v1/chat/completions": ("chat", "messages"),
     "/v1/completions": ("completion", "prompt"),
     "/v1/embeddings": ("embedding", "input"),
+    "/v1/responses": ("response", "input"),
 }
 """What a line of a batch file may ask for, and the field of its body that holds the subject."""
-_KINDS: dict[str, Kind] = {subject: kind for kind, subject in URLS.values()}
+_KINDS: dict[str, Kind] = {"messages": "chat", "prompt": "completion", "input": "embedding"}
 _LINE_FIELDS = ("custom_id", "method", "url", "body")
 _CALL_OPTIONS = frozenset(RequestOptions.__annotations__)
 _WIRE_FIELDS = frozenset(
@@ -58,6 +59,10 @@ class AsyncCaller(Protocol):
         """Embed texts."""
 
     @property
+    def respond(self) -> Call:
+        """Make a response of the Responses API."""
+
+    @property
     def models(self) -> Callable[..., Awaitable[Any]]:
         """Ask which models are served."""
 
@@ -90,8 +95,13 @@ class Request:
 
     async def send(self, client: AsyncCaller) -> Answer:
         """Make the call."""
-        call = {"chat": client.chat, "completion": client.complete, "embedding": client.embed}[self.kind]
-        return await call(self.subject, **self.options)
+        calls: dict[Kind, Call] = {
+            "chat": client.chat,
+            "completion": client.complete,
+            "embedding": client.embed,
+            "response": client.respond,
+        }
+        return await calls[self.kind](self.subject, **self.options)
 
 
 def read(request: Any, shared: Mapping[str, Any] | None = None) -> Request:
@@ -176,6 +186,12 @@ def _read_line(line: Mapping[str, Any], shared: Mapping[str, Any]) -> Request:
         )
     # In OpenAI's API a null is a field that is not there.
     own = {name: value for name, value in own.items() if value is not None}
+    if kind == "response":
+        if own.get("background"):
+            raise InvalidParameterError(
+                "`background`: a batch awaits its answers. Leave it out.", param="background"
+            )
+        return Request(kind=kind, subject=body[subject], options={**shared, **own})
     if wire := {name: own.pop(name) for name in _WIRE_FIELDS.intersection(own)}:
         own["extra_body"] = {**(own.get("extra_body") or shared.get("extra_body") or {}), **wire}
     return Request(kind=kind, subject=_one_prompt(kind, body[subject]), options=_merged(kind, shared, own))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InvalidParameterError
-from ..types import Answer, ChatCompletion, Completion, Detokenized, Embeddings, Tokens
+from ..types import Answer, ChatCompletion, Completion, Detokenized, Embeddings, Response, Tokens
 from ..wire import Call, Kind
 
 _FORMAT = 1
@@ -19,6 +19,7 @@ _ANSWERS: dict[Kind, type[Answer]] = {
     "chat": ChatCompletion,
     "completion": Completion,
     "embedding": Embeddings,
+    "response": Response,
     "tokenize": Tokens,
     "detokenize": Detokenized,
 }
@@ -67,9 +68,10 @@ def _sorted_twice(value: Mapping[str, Any]) -> dict[str, Any]:
 def is_cacheable(call: Call, *, sampled: bool) -> bool:
     """Whether the same call deserves the same answer: at temperature 0, with a seed, or if `sampled`.
 
-    Embeddings and token counts always do. A call without a model never does: each server has its own.
+    Embeddings and token counts always do. A call without a model never does: each server has its own. Nor
+    does one of the Responses API, which may go on from what the server has stored.
     """
-    if call.model is None:
+    if call.model is None or call.kind == "response":
         return False
     if call.kind not in ("chat", "completion"):
         return True

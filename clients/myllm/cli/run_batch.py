@@ -19,8 +19,17 @@ import typer
 from ..batch.files import BatchFileError, ErrorFile, LineFile, Sink, StreamSink, is_regular
 from ..batch.job import Job, Plan, ServerUnreachable, make_plan
 from ..batch.progress import reporting
-from ..client import AsyncClient
-from ..errors import AuthenticationError, InvalidParameterError
+from ..client import AsyncClient, Client
+from ..endpoints import DEFAULT_URL, is_named
+from ..errors import (
+    AuthenticationError,
+    ConnectError,
+    InvalidParameterError,
+    MissingExtraError,
+    MyLLMError,
+    ServerStartError,
+)
+from ..server import Server
 from ._errors import INTERRUPTED, REFUSED, UNREACHABLE, UNWRITABLE, USAGE, in_options, told
 from ._options import ApiKey, Dialect, Urls
 
@@ -87,7 +96,8 @@ def run_batch(
         typer.Option(
             "--model",
             "-m",
-            help="Model of the requests that name none. Default: the first one that the server serves.",
+            help="Model of the requests that name none, and of the server that is started where there is "
+            "none. Default: the first one that the server serves.",
             rich_help_panel=_SERVER,
         ),
     ] = None,
@@ -132,8 +142,12 @@ def run_batch(
       {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions",
        "body": {"messages": [{"role": "user", "content": "Hello"}]}}
 
-    The url may also be /v1/completions or /v1/embeddings. Every request
-    becomes one line of the output or, if it fails, of the errors file.
+    The url may also be /v1/completions, /v1/embeddings or /v1/responses.
+    Every request becomes one line of the output or, if it fails, of the
+    errors file.
+
+    Without a server, --model starts one for the time of the run: where no
+    --url and no variable names one, and nothing listens on the default.
 
     A run that was stopped or killed goes on where it was when the same
     command is run again, and tries again what has failed.
@@ -144,6 +158,7 @@ def run_batch(
       myllm run-batch -i in.jsonl -o out.jsonl -c 256 \\
           -u http://gpu1:8000 -u http://gpu2:8000
       make-requests | myllm run-batch -i - -o - | use-answers
+      myllm run-batch -i in.jsonl -o out.jsonl --model smollm2
 
     \b
     Exit codes:
@@ -170,6 +185,9 @@ def run_batch(
     except (BatchFileError, InvalidParameterError) as exc:
         _say(f"myllm run-batch: {exc}")
         code = USAGE
+    except (MissingExtraError, ServerStartError) as exc:
+        _say(f"myllm run-batch: {told(exc)}")
+        code = UNREACHABLE
     except OSError as exc:
         _say(f"myllm run-batch: {_words(exc)}.")
         code = UNWRITABLE
@@ -188,6 +206,8 @@ def _run(settings: _Settings) -> int:
         source = stack.enter_context(_source(settings.source))
         out, errors = _sinks(settings, stack)
         plan = make_plan(source, settings.source, client.model, out, errors, resume=settings.resume)
+        if plan.left and _wants_server(settings):
+            client = AsyncClient(**{**settings.client, "base_url": _started(settings, stack)})
         with reporting(plan.requests, shown=plan.left > 0, done=plan.done) as report:
             job = Job(
                 client=client,
@@ -209,6 +229,27 @@ def _run(settings: _Settings) -> int:
     if settings.json_summary:
         typer.echo(json.dumps(summary))
     return _EXIT_CODES.get(status, int(summary["failed"] > 0))
+
+
+def _wants_server(settings: _Settings) -> bool:
+    """Whether a model is named, no server is, and none is where one would be looked for."""
+    if settings.client["model"] is None or is_named(settings.client["base_url"]):
+        return False
+    with Client(timeout=2.0, max_retries=0) as client:
+        try:
+            client.models()
+        except ConnectError as exc:
+            return not exc.connected
+        except MyLLMError:
+            pass  # something is there; the run finds out what
+    return False
+
+
+def _started(settings: _Settings, stack: ExitStack) -> str:
+    """Start a server for the time of the run and return its URL."""
+    model = settings.client["model"]
+    _say(f"There is no server at {DEFAULT_URL}: starting one of {model!r} for this run.")
+    return stack.enter_context(Server(model)).url
 
 
 def _attempt(job: Job) -> str:

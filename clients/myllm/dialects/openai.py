@@ -14,7 +14,16 @@ from pydantic import ValidationError as PydanticValidationError
 from ..constraints import schema_in
 from ..errors import APIStatusError, InvalidResponseError, ServerError, error_class_for_status, short
 from ..params import SHAPES
-from ..types import Answer, ChatChunk, ChatCompletion, Completion, CompletionChunk, Embeddings, Model
+from ..types import (
+    Answer,
+    ChatChunk,
+    ChatCompletion,
+    Completion,
+    CompletionChunk,
+    Embeddings,
+    Model,
+    Response,
+)
 from ..wire import Call, Reply, ServerInfo, WireRequest
 from ._base import DONE, ChunkReader, ServerWords, _Done, is_neutral, load_json, refuse
 from .embeddings import openai_answer, openai_request
@@ -50,6 +59,9 @@ class OpenAIDialect:
         """See `Dialect.requests`."""
         if call.kind == "embedding":
             return [self.embedding_request(call)]
+        if call.kind == "response":
+            named = {} if call.model is None else {"model": call.model}
+            return [WireRequest(method="POST", path="/v1/responses", json={**named, **call.extra_body})]
         if call.kind in ("tokenize", "detokenize"):
             return [tokenizer_request(self.tokenizer, call, self.name)]
         return self.generation_requests(call, server)
@@ -127,6 +139,11 @@ class OpenAIDialect:
         """See `Dialect.answer`."""
         if call.kind == "embedding":
             return self.embeddings(call, load_json(replies[0].body))
+        if call.kind == "response":
+            raw = load_json(replies[0].body)
+            response = _parse(Response, raw)
+            response._raw = raw
+            return response
         if call.kind in ("tokenize", "detokenize"):
             return tokenizer_answer(self.tokenizer, call, load_json(replies[0].body))
         return self.generated(call, replies)

@@ -10,11 +10,15 @@ from starlette.exceptions import HTTPException
 
 from ..async_engine import AsyncEngine
 from . import chat_tokenize, dispatch, system, vertex
+from .anthropic import routes as messages
+from .anthropic.errors import render as render_anthropic
 from .errors import Problem, diagnose
 from .layers import add_layers
 from .metrics import route as metrics
-from .openai import adapters, chat, completions, embeddings, models, tokenization
+from .openai import adapters, batch, chat, completions, embeddings, models, tokenization
 from .openai.errors import render as render_openai
+from .openai.responses import routes as responses
+from .openai.responses.store import ResponseStore
 from .paths import route_path
 from .request_log import RequestLog
 from .sampling_defaults import sampling_defaults
@@ -50,8 +54,10 @@ def build_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
     context = _make_context(engine, settings, version)
     app.state.context = context
     app.state.registry = metrics.make_registry(context)
+    app.state.responses = ResponseStore(settings.max_stored_responses)
     for module in (
-        *(system, metrics, models, completions, chat, embeddings, tokenization, adapters, dispatch),
+        *(system, metrics, models, completions, chat, batch, responses, embeddings, tokenization, adapters),
+        *(dispatch, messages),
         *_TGI,
     ):
         app.include_router(module.router)
@@ -96,5 +102,7 @@ def _make_context(engine: AsyncEngine, settings: ServerSettings, version: str) -
 
 def _render(path: str, problem: Problem) -> Response:
     """Answer a failure outside of every route in the dialect that the path belongs to."""
-    is_tgi = any(route.path == path for module in _TGI for route in module.router.routes)
-    return render_tgi(problem) if is_tgi else render_openai(problem)
+    for render, modules in ((render_tgi, _TGI), (render_anthropic, (messages,))):
+        if any(route.path == path for module in modules for route in module.router.routes):
+            return render(problem)
+    return render_openai(problem)

@@ -20,7 +20,7 @@ OPEN_PATHS = page.PATHS | {"/health", "/ping", "/version", "/docs", "/redoc", "/
 
 
 class ApiKeyMiddleware:
-    """Let a request pass when it brings one of the keys as `Authorization: Bearer <key>`.
+    """Let a request pass when it brings one of the keys as `Authorization: Bearer <key>` or `x-api-key`.
 
     Plain ASGI, ahead of routing: a request without a key is refused before its body is read. `OPTIONS`
     (CORS preflight brings no key), `OPEN_PATHS` and `GET /`, TGI's health check, are open. `render` words the
@@ -55,7 +55,9 @@ class ApiKeyMiddleware:
 
     def _has_key(self, request: Request) -> bool:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        digest = sha256(key.strip().encode()).digest()
+        # The second one is how Anthropic's clients bring it.
+        keys = [key if scheme.lower() == "bearer" else "", request.headers.get("x-api-key", "")]
+        digests = [sha256(key.strip().encode()).digest() for key in keys]
         # Digests are compared, all of them, so that the time taken tells nothing about a key.
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return scheme.lower() == "bearer" and any(matches)
+        matches = [hmac.compare_digest(one, known) for one in digests for known in self._digests]
+        return any(matches)

@@ -9,6 +9,8 @@ import time
 import pytest
 
 ENDLESS = {"max_tokens": 2000, "ignore_eos": True}
+CHAT = [{"role": "user", "content": "Write a very long story about the sea."}]
+RESPONSE = {"input": "Hi", "max_output_tokens": 2000, "ignore_eos": True}
 TGI = {"inputs": "Once upon", "parameters": {"max_new_tokens": 2000, "do_sample": True}}
 
 
@@ -32,6 +34,11 @@ def wait_for(condition, seconds):
             1,
         ),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], **ENDLESS}, 1),
+        ("/v1/chat/completions/batch", {"messages": [CHAT, CHAT], **ENDLESS}, 2),
+        ("/v1/responses", {**RESPONSE, "stream": True}, 1),
+        ("/v1/responses", RESPONSE, 1),
+        ("/v1/messages", {"messages": CHAT, "max_tokens": 2000, "stream": True}, 1),
+        ("/v1/messages", {"messages": CHAT, "max_tokens": 2000}, 1),
         ("/generate_stream", TGI, 1),
         ("/generate", TGI, 1),
     ],

@@ -42,20 +42,24 @@ async def _collect(
     conversation: Conversation, head: dict[str, Any], tokenizer: Tokenizer, http: HttpRequest
 ) -> dict[str, Any]:
     body, generation = conversation.body, conversation.generation
-    as_ids = body.tokens_as_ids(generation.settings)
-    choices = [
-        {
-            "index": index,
-            "message": _message(conversation, reply),
-            "logprobs": chat_logprobs(tokenizer, reply.logprobs, as_ids=as_ids) if body.logprobs else None,
-            "finish_reason": _finish_reason(body, reply.finish_reason),
-            "stop_reason": reply.stop_reason,
-            **({"token_ids": reply.token_ids} if body.return_token_ids else {}),
-        }
-        for index, reply in enumerate(await conversation.collect(http))
-    ]
+    replies = await conversation.collect(http)
+    choices = [choice(conversation, index, reply, tokenizer) for index, reply in enumerate(replies)]
     prompt = prompt_fields(body, generation, tokenizer)
     return {**head, "choices": choices, **totals(generation), **prompt}
+
+
+def choice(conversation: Conversation, index: int, reply: Reply, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return one choice of a whole answer."""
+    body = conversation.body
+    as_ids = body.tokens_as_ids(conversation.generation.settings)
+    return {
+        "index": index,
+        "message": _message(conversation, reply),
+        "logprobs": chat_logprobs(tokenizer, reply.logprobs, as_ids=as_ids) if body.logprobs else None,
+        "finish_reason": _finish_reason(body, reply.finish_reason),
+        "stop_reason": reply.stop_reason,
+        **({"token_ids": reply.token_ids} if body.return_token_ids else {}),
+    }
 
 
 def _message(conversation: Conversation, reply: Reply) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""OpenAI's Responses API: conversations as lists of items, answers that are stored, event streams."""
