@@ -20,7 +20,7 @@ demo: $(VENV)/installed ## One real model through DSPy, AutoGen and LiteLLM
 	@exec $(BIN)/python examples/demo.py
 
 test: $(VENV)/installed ## Run the tests, notebooks and documentation included
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-all: $(VENV)/installed ## The slow tests too
 	$(BIN)/python -m pytest

@@ -77,6 +77,7 @@ class ServerSettings:
         max_concurrent_requests: requests that are answered at once; more are refused. None: no limit.
         max_stored_responses: responses that `/v1/responses` keeps; 0: none.
         max_body_size: largest body of a request, in bytes.
+        enable_ui: whether there is a page at `/ui`.
 
     Raises:
         ValueError: from the constructor, for a key that no client can send, a limit out of range, or a parser
@@ -122,6 +123,7 @@ class ServerSettings:
     max_concurrent_requests: int | None = None
     max_stored_responses: int = 1000
     max_body_size: int = 8 * 2**20
+    enable_ui: bool = True
 
     def __post_init__(self) -> None:
         for number, key in enumerate(self.api_keys, start=1):

@@ -129,6 +129,7 @@ class Flags:
             else read_generation_config(config),
             override_generation_config=override,
             allow_runtime_lora=self.lora.allow_runtime_lora,
+            enable_ui=self.network.enable_ui,
         )
 
     def http_settings(self) -> HttpSettings:

@@ -60,6 +60,7 @@ class NetworkFlags:
             metavar="MODULE.NAME",
         ),
     ] = None
+    enable_ui: Annotated[bool, flag("Serve the page /ui: a chat, and a live view of the engine.")] = True
     disable_fastapi_docs: Annotated[bool, flag("Serve no /docs, /redoc and /openapi.json.")] = False
 
 

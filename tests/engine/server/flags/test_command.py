@@ -98,6 +98,7 @@ def test_options_reach_the_engine(configured, arguments, fields):
                 "max_image_pixels": 9,
             },
         ),
+        (["--no-enable-ui"], {"enable_ui": False}),
         (["--pooling", "mean", "--allow-unknown-fields"], {"pooling": "mean", "allow_unknown_fields": True}),
         (
             [
@@ -159,7 +160,6 @@ OTHERWISE = {
     "served_model_names": "served_model_name",
     "api_keys": "api_key",
     "enable_docs": "disable_fastapi_docs",
-    "enable_ui": "disable_ui",
     "max_queue": "max_num_queued_reqs",
     "speculative": "speculative_config",
     "cuda_graphs": "enforce_eager",
