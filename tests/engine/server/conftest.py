@@ -187,12 +187,6 @@ def said(*sequences: tuple[str, bytes, str | None], prompt: str = "p") -> Reques
     return RequestOutput("id", list(prompt.encode()), outputs, finished)
 
 
-@pytest.fixture(scope="session")
-def serving() -> Callable[..., AbstractContextManager[Live]]:
-    """Return a function that serves an engine: `with serving(engine, settings) as live`."""
-    return serve_engine
-
-
 Scripted = Callable[..., AbstractContextManager[Live]]
 
 

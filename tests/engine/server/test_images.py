@@ -69,9 +69,9 @@ def vision_engine(tiny: Any) -> Iterator[AsyncEngine]:
 
 
 @pytest.fixture(scope="module")
-def seeing(vision_engine: AsyncEngine, serving: Callable[..., Any]) -> Iterator[str]:
+def seeing(vision_engine: AsyncEngine, serve_engine: Callable[..., Any]) -> Iterator[str]:
     """The URL of a server with a model that sees."""
-    with serving(vision_engine, ServerSettings(max_images=2, max_image_pixels=64 * 64)) as live:
+    with serve_engine(vision_engine, ServerSettings(max_images=2, max_image_pixels=64 * 64)) as live:
         yield live.url
 
 
@@ -125,7 +125,7 @@ GOOD = data_url(picture(1))
         ([{"type": "image_url"}], "image_url` is required", "messages[0].content"),
         ([part(GOOD, size=3)], "Unknown field 'size'", "messages[0].content"),
         ([{"type": "text", "text": "<image>"}, part(GOOD)], "2 places for images", "messages"),
-        ([{"type": "input_audio"}], "'input_audio' are not supported", "messages[0].content"),
+        ([{"type": "input_audio"}], "'input_audio' are not read by this server", "messages[0].content"),
     ],
 )
 def test_what_is_no_good_image(seeing: str, parts: list[dict[str, Any]], message: str, param: str):
@@ -144,10 +144,10 @@ def test_a_model_that_reads_text_alone(http: httpx.Client):
 
 
 def test_urls_of_inner_hosts_are_not_fetched(
-    seeing: str, serving: Callable[..., Any], vision_engine: AsyncEngine
+    seeing: str, serve_engine: Callable[..., Any], vision_engine: AsyncEngine
 ):
     settings = ServerSettings(allow_image_urls=True, allowed_media_domains=("localhost",))
-    with serving(vision_engine, settings) as live:
+    with serve_engine(vision_engine, settings) as live:
         for url, message in (
             (f"{seeing}/health", "'127.0.0.1' is not among those that this server fetches from"),
             ("http://localhost/x.png", "'localhost' is not the name of a public host"),
