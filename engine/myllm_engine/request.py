@@ -354,7 +354,7 @@ class RequestOutput:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     num_cached_tokens: int = 0
     embedding: list[float] | None = None
-    timings: RequestTimings | None = None
+    timings: RequestTimings | None = field(default=None, compare=False)
     error: EngineError | None = None
 
     def extend(self, new: RequestOutput) -> None:
