@@ -263,7 +263,7 @@ def test_ctrl_c_lets_requests_finish():
         assert process.wait(20) == 0
     # Quiet by default: a line while the model is loaded, and the banner.
     assert lines.pop(0) == "Loading smollm2 …\n"
-    assert len([line for line in lines if not re.match(r"\S+ \S+ WARNING", line)]) == 8
+    assert len([line for line in lines if not re.match(r"\S+ \S+ WARNING", line)]) == 9
 
 
 @pytest.mark.parametrize(("error", "code"), [("None", 0), ("MemoryError()", 1)])
