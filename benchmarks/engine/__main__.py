@@ -83,7 +83,7 @@ def _arguments(names: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="three minutes in place of fifteen")
+    size.add_argument("--quick", action="store_true", help="five minutes in place of fifteen")
     size.add_argument(
         "--tiny", action="store_true", help="seconds: shows that it works, and measures nothing"
     )

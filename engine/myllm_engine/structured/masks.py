@@ -115,4 +115,5 @@ def _one_by_one(chain: _Chain) -> list[Allowed]:
 def _executor() -> LLExecutor:
     from llguidance import LLExecutor
 
-    return LLExecutor(max(1, min(8, (os.cpu_count() or 1) // 2)))
+    # All of a few cores: the forward pass of the step is over on a CPU, and elsewhere on a GPU.
+    return LLExecutor(min(8, os.cpu_count() or 1))
