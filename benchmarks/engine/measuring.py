@@ -45,7 +45,7 @@ class Settings:
     prompt_tokens: int = 128
     new_tokens: int = 128
     concurrency: tuple[int, ...] = (1, 8, 32)
-    curve: tuple[int, ...] = (2, 4, 16)
+    curve: tuple[int, ...] = (2, 4, 16, 64)
     lengths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
     rounds: int = 2
 
