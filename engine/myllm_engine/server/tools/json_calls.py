@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from .json_scan import CallScanner
@@ -23,7 +23,8 @@ from .parser import (
     text_not_beginning_with,
     triggered,
 )
-from .text import Spacing, could_begin, find_first, unfinished
+from .stepped import SteppedReader
+from .text import could_begin, find_first, unfinished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +106,7 @@ class JsonCalls(ToolParser):
         ]
 
 
-class JsonCallsReader(ToolReader):
+class JsonCallsReader(SteppedReader):
     """Read calls of one layout, and of the variants that models make of it.
 
     Args:
@@ -114,38 +115,21 @@ class JsonCallsReader(ToolReader):
     """
 
     def __init__(self, layout: Layout, names: Collection[str]) -> None:
-        self._end = layout.end.strip().removeprefix("]").lstrip()
+        super().__init__(self._text if layout.anywhere else self._start)
+        self._closing = layout.end.strip().removeprefix("]").lstrip()
         self._markers = layout.markers
         self._anywhere = layout.anywhere
         self._openings = "[{" if layout.anywhere else layout.opening
         self._names = names
-        self._spacing = Spacing()
-        self._buffer = ""
         # What has been read of a call whose function is not known yet: it may turn out to be text.
         self._raw = ""
         self._scanner = CallScanner(names)
         self._in_array = False
-        self._step: Callable[[list[Event]], bool] = self._text if self._anywhere else self._start
 
-    def feed(self, text: str) -> list[Event]:
-        """See `ToolReader.feed`."""
-        self._buffer += text
-        events: list[Event] = []
-        while self._step(events):
-            pass
-        return events
-
-    def finish(self) -> list[Event]:
-        """See `ToolReader.finish`."""
-        events: list[Event] = []
+    def _end(self, events: list[Event]) -> None:
         # Behind a call there may be blanks, or a part of what ends it.
         if self._step not in (self._after, self._next):
             self._show(self._raw + self._buffer, events)
-        if blanks := self._spacing.finish():
-            events.append(blanks)
-        return events
-
-    # Each step looks at the buffer and returns whether another step can follow at once.
 
     def _start(self, events: list[Event]) -> bool:
         """Look whether the answer begins with a call."""
@@ -224,10 +208,10 @@ class JsonCallsReader(ToolReader):
         if text[0] in more:
             self._take(len(self._buffer) - len(text) + 1)
             return self._go(self._next)
-        if could_begin(text, self._end):
+        if could_begin(text, self._closing):
             return False
-        if self._end and text.startswith(self._end):
-            self._take(len(self._buffer) - len(text) + len(self._end))
+        if self._closing and text.startswith(self._closing):
+            self._take(len(self._buffer) - len(text) + len(self._closing))
         self._in_array = False
         return self._go(self._text if self._anywhere else self._plain)
 
@@ -236,15 +220,3 @@ class JsonCallsReader(ToolReader):
         self._show(self._raw, events)
         self._raw, self._in_array = "", False
         return self._go(self._text if self._anywhere else self._plain)
-
-    def _show(self, text: str, events: list[Event]) -> None:
-        if shown := self._spacing.text(text):
-            events.append(shown)
-
-    def _take(self, length: int) -> str:
-        taken, self._buffer = self._buffer[:length], self._buffer[length:]
-        return taken
-
-    def _go(self, step: Callable[[list[Event]], bool]) -> bool:
-        self._step = step
-        return True

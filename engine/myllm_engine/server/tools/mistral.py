@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 from .json_calls import JsonCalls, Layout
 from .json_scan import ValueScanner
 from .parser import Arguments, Call, Event, Format, Tool, ToolReader, json_of, separated, tag, triggered
-from .text import Spacing, could_begin, unfinished
+from .stepped import SteppedReader
+from .text import could_begin, unfinished
 
 _CALLS, _ARGS, _CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 # mistral-common takes no other ids (`validator.py`, `_validate_tool_call_id`).
@@ -60,34 +61,21 @@ def _named(tools: Sequence[Tool]) -> list[Format]:
     return [tag(f"{_CALLS}{tool.name}{_ARGS}", json_of(tool.parameters), "") for tool in tools]
 
 
-class _Reader(ToolReader):
+class _Reader(SteppedReader):
     """Read the newer format, and leave an answer that turns out to be in the older one to its reader."""
 
     def __init__(self, older: ToolReader, names: Collection[str]) -> None:
+        super().__init__(self._text)
         self._older = older
         self._names = names
-        self._spacing = Spacing()
-        self._buffer = ""
         self._value = ValueScanner()
-        self._step: Callable[[list[Event]], bool] = self._text
-
-    def feed(self, text: str) -> list[Event]:
-        """See `ToolReader.feed`."""
-        self._buffer += text
-        events: list[Event] = []
-        while self._step(events):
-            pass
-        return events
 
     def finish(self) -> list[Event]:
         """See `ToolReader.finish`."""
-        events: list[Event] = []
-        if self._step == self._old:
-            return self._older.finish()
+        return self._older.finish() if self._step == self._old else super().finish()
+
+    def _end(self, events: list[Event]) -> None:
         self._show(self._buffer, events)
-        if blanks := self._spacing.finish():
-            events.append(blanks)
-        return events
 
     def _text(self, events: list[Event]) -> bool:
         """Show text up to the next call."""
@@ -96,8 +84,7 @@ class _Reader(ToolReader):
             self._show(self._take(len(self._buffer) - unfinished(self._buffer, (_CALLS,))), events)
             return False
         self._show(self._take(place), events)
-        self._step = self._name
-        return True
+        return self._go(self._name)
 
     def _name(self, events: list[Event]) -> bool:
         """Expect a name behind the marker, which is still in the buffer."""
@@ -107,8 +94,7 @@ class _Reader(ToolReader):
             return False
         if bare[0] in "[{":
             self._buffer = self._spacing.finish() + self._buffer
-            self._step = self._old
-            return True
+            return self._go(self._old)
         ends = [place for marker in (_ARGS, "{") if (place := text.find(marker)) >= 0]
         if not ends:
             if len(text) < _LONGEST_NAME:
@@ -124,8 +110,7 @@ class _Reader(ToolReader):
         self._spacing.call()
         events.append(Call(name))
         self._value = ValueScanner()
-        self._step = self._arguments
-        return True
+        return self._go(self._arguments)
 
     def _arguments(self, events: list[Event]) -> bool:
         """Follow the arguments."""
@@ -145,13 +130,4 @@ class _Reader(ToolReader):
 
     def _no_call(self, events: list[Event]) -> bool:
         self._show(self._take(len(_CALLS)), events)
-        self._step = self._text
-        return True
-
-    def _show(self, text: str, events: list[Event]) -> None:
-        if shown := self._spacing.text(text):
-            events.append(shown)
-
-    def _take(self, length: int) -> str:
-        taken, self._buffer = self._buffer[:length], self._buffer[length:]
-        return taken
+        return self._go(self._text)

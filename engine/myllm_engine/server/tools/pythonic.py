@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 from .arguments import Argument, json_text, split
 from .parser import (
@@ -27,7 +27,7 @@ from .parser import (
     tag,
     text_not_beginning_with,
 )
-from .text import Spacing
+from .stepped import SteppedReader
 
 _HEAD = re.compile(r"[\w.-]*\(?")
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
@@ -93,34 +93,17 @@ def _argument(argument: Argument) -> Format:
     return tag(f"{argument.name}=", value, "")
 
 
-class _Reader(ToolReader):
+class _Reader(SteppedReader):
     def __init__(self, names: Collection[str]) -> None:
+        super().__init__(self._start)
         self._names = names
-        self._spacing = Spacing()
-        self._buffer = ""
         self._raw = ""  # what has been read of a call whose function is not known yet
         self._num_arguments = 0
         self._scanner = _ArgumentScanner()
-        self._step: Callable[[list[Event]], bool] = self._start
 
-    def feed(self, text: str) -> list[Event]:
-        """See `ToolReader.feed`."""
-        self._buffer += text
-        events: list[Event] = []
-        while self._step(events):
-            pass
-        return events
-
-    def finish(self) -> list[Event]:
-        """See `ToolReader.finish`."""
-        events: list[Event] = []
+    def _end(self, events: list[Event]) -> None:
         if self._step in (self._start, self._head):
             self._show(self._raw + self._buffer, events)
-        if blanks := self._spacing.finish():
-            events.append(blanks)
-        return events
-
-    # Each step looks at the buffer and returns whether another step can follow at once.
 
     def _start(self, events: list[Event]) -> bool:
         """Look whether the answer begins with a list."""
@@ -198,18 +181,6 @@ class _Reader(ToolReader):
         raw, self._raw = self._raw, ""
         self._show(raw, events)
         return self._go(self._text)
-
-    def _show(self, text: str, events: list[Event]) -> None:
-        if shown := self._spacing.text(text):
-            events.append(shown)
-
-    def _take(self, length: int) -> str:
-        taken, self._buffer = self._buffer[:length], self._buffer[length:]
-        return taken
-
-    def _go(self, step: Callable[[list[Event]], bool]) -> bool:
-        self._step = step
-        return True
 
 
 class _ArgumentScanner:

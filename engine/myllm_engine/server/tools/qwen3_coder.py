@@ -15,7 +15,7 @@ Format: chat template of Qwen/Qwen3-Coder-30B-A3B-Instruct.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .arguments import Argument, json_text, split
@@ -37,7 +37,8 @@ from .parser import (
     tag,
     triggered,
 )
-from .text import Spacing, could_begin, find_first, unfinished
+from .stepped import SteppedReader
+from .text import could_begin, find_first, unfinished
 
 _CALL, _CALL_END = "<tool_call>", "</tool_call>"
 _FUNCTION, _FUNCTION_END = "<function=", "</function>"
@@ -107,42 +108,25 @@ def _is_open(text: str) -> bool:
     return text[:1] in ('"', "[", "{") and not scanner.done
 
 
-class _Reader(ToolReader):
+class _Reader(SteppedReader):
     """Read calls with or without the outer tag, and with or without line breaks."""
 
     def __init__(self, tools: Sequence[Tool]) -> None:
+        super().__init__(self._text)
         self._raw_arguments = {
             tool.name: {argument.name: _is_raw(argument.schema) for argument in split(tool) or ()}
             for tool in tools
         }
-        self._spacing = Spacing()
-        self._buffer = ""
         self._raw = ""
         self._function = ""
         self._num_arguments = 0
         self._is_text = False  # of the current value
-        self._step: Callable[[list[Event]], bool] = self._text
 
-    def feed(self, text: str) -> list[Event]:
-        """See `ToolReader.feed`."""
-        self._buffer += text
-        events: list[Event] = []
-        while self._step(events):
-            pass
-        return events
-
-    def finish(self) -> list[Event]:
-        """See `ToolReader.finish`."""
-        events: list[Event] = []
+    def _end(self, events: list[Event]) -> None:
         if self._step == self._value and self._is_text:
             self._show_value(self._buffer, events)
         elif self._step in (self._text, self._function_tag):
             self._show(self._raw + self._buffer, events)
-        if blanks := self._spacing.finish():
-            events.append(blanks)
-        return events
-
-    # Each step looks at the buffer and returns whether another step can follow at once.
 
     def _text(self, events: list[Event]) -> bool:
         """Show text up to the next call."""
@@ -248,15 +232,3 @@ class _Reader(ToolReader):
     def _show_value(self, text: str, events: list[Event]) -> None:
         if text:
             events.append(Arguments(json.dumps(text, ensure_ascii=False)[1:-1]))
-
-    def _show(self, text: str, events: list[Event]) -> None:
-        if shown := self._spacing.text(text):
-            events.append(shown)
-
-    def _take(self, length: int) -> str:
-        taken, self._buffer = self._buffer[:length], self._buffer[length:]
-        return taken
-
-    def _go(self, step: Callable[[list[Event]], bool]) -> bool:
-        self._step = step
-        return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from abc import ABC, abstractmethod
 from typing import Any
 
 import orjson
@@ -10,7 +11,7 @@ import orjson
 from .events import Events
 
 
-class OutputItem:
+class OutputItem(ABC):
     """Be one item of the output, from its announcement to its end.
 
     Class attributes:
@@ -60,9 +61,9 @@ class OutputItem:
         events.append(self._tell("response.output_item.done", output_index=self._index, item=self.item))
         return events
 
+    @abstractmethod
     def _done(self) -> dict[str, Any]:
         """Complete the item, or its part; return what the event has that ends the text."""
-        raise NotImplementedError
 
     def _tell(self, kind: str, **fields: Any) -> bytes:
         return self._events.event(kind, fields)
