@@ -174,7 +174,7 @@ def load_image_reader(
         return None
     try:
         processor = AutoImageProcessor.from_pretrained(source.path, revision=config.revision, backend="pil")
-    except Exception as error:
+    except Exception as error:  # of whatever kind, as damaged files give in transformers
         raise ModelLoadError(
             f"The image processor of {config.model!r} cannot be loaded: {' '.join(str(error).split())}"
         ) from error

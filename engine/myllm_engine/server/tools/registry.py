@@ -65,7 +65,7 @@ def load_plugin(path: str) -> None:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # the user's own code
         raise ValueError(
             f"`tool_parser_plugin` {path!r} fails with {type(error).__name__}: {error}"
         ) from error

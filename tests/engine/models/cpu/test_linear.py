@@ -61,7 +61,7 @@ def plain(library):
 
     with pytest.MonkeyPatch.context() as patch:
         if build.platform.machine() not in ("x86_64", "AMD64"):
-            pytest.skip("no tiles here")
+            pytest.skip("only x86-64 has matrix tiles to be switched off")
         patch.setenv("MYLLM_CPU_FLAGS", "-march=native -mno-amx-tile -mno-amx-int8 -mno-amx-bf16")
         other = ctypes.CDLL(str(build.build_library()))
     for name in ("linear_pack", "linear_free", "linear_row", "linear_multiply"):
