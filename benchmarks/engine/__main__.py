@@ -10,101 +10,36 @@ ratios of one run mean anything. Peers with an environment of their own come wit
 
 from __future__ import annotations
 
-import argparse
 import json
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from benchmarks._machine import describe
-from benchmarks._plot import draw
-from benchmarks._process import ROOT, WorkerError
-from benchmarks._rounds import print_verdicts, save
+from benchmarks import _command
+from benchmarks._process import ROOT
 from benchmarks.engine import report
 from benchmarks.engine.measuring import QUICK, TINY, Measuring, Settings
 from benchmarks.engine.sides import OURS, Running, SideSpec, export_bf16, running, specs
 
-RESULTS = ROOT / "benchmarks" / "results"
-
 
 def main() -> None:
-    """Measure, print tables and verdicts, and save figures and plot if asked to."""
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # the sides are stopped: nobody else would end them
-    sides = specs()
-    arguments = _arguments(list(sides))
-    settings = QUICK if arguments.quick else TINY if arguments.tiny else Settings()
-    console = Console()
-    console.width = max(console.width, 110)
-    chosen = {}
-    for name, spec in sides.items():
-        if name not in (OURS, *arguments.only):
-            continue
-        if spec.executable is None:
-            console.print(
-                f"{name} is not installed, and left out: python -m benchmarks.peers install {spec.peer}"
-            )
-        else:
-            chosen[name] = spec
-    start = time.monotonic()
-    with console.status("Starting …") as status:
-        try:
-            # Where nobody looks a log is left.
-            say = status.update if console.is_terminal else partial(console.print, markup=False)
-            measured = run(settings, chosen, say, partial(console.print, markup=False))
-        except WorkerError as error:
-            raise SystemExit(f"{error}; its own words are above.") from None
-    verdicts = list(report.judge(measured))
-    report.show(console, measured, settings)
-    print_verdicts(console, verdicts)
-    console.print(f"The whole run: {time.monotonic() - start:.0f} s.")
-    if arguments.save:
-        arguments.save.mkdir(parents=True, exist_ok=True)
-        save(
-            arguments.save / "engine-cpu.json",
-            {"machine": describe(), "quick": arguments.quick, **measured, "verdicts": verdicts},
+    """See `_command.main`."""
+    _command.main(
+        _command.Comparison(
+            doc=__doc__,
+            quick_help="five minutes in place of fifteen",
+            sizes=(Settings(), QUICK, TINY),
+            sides=specs(),
+            always=(OURS,),
+            run=run,
+            show=report.show,
+            judge=report.judge,
+            file="engine-cpu",
+            panels=report.PANELS,
         )
-        console.print(draw(measured, arguments.save / "engine-cpu.png", report.PANELS))
-    if arguments.check and not all(verdict["met"] for verdict in verdicts):
-        sys.exit(1)
-
-
-def _arguments(names: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="five minutes in place of fifteen")
-    size.add_argument(
-        "--tiny", action="store_true", help="seconds: shows that it works, and measures nothing"
-    )
-    parser.add_argument(
-        "--only",
-        nargs="*",
-        choices=names[1:],
-        default=names[1:],
-        metavar="SIDE",
-        help=f"beside myllm; of {', '.join(names[1:])}",
-    )
-    parser.add_argument(
-        "--save",
-        type=Path,
-        nargs="?",
-        const=RESULTS,
-        metavar="FOLDER",
-        help="write the figures and the plot (to benchmarks/results)",
-    )
-    parser.add_argument("--check", action="store_true", help="exit with 1 unless every target is met")
-    return parser.parse_args()
 
 
 def run(

@@ -12,31 +12,23 @@ is left out while it is absent.
 
 from __future__ import annotations
 
-import argparse
 import random
-import signal
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks._machine import describe
-from benchmarks._plot import draw
-from benchmarks._process import ROOT, Figures, WorkerError
-from benchmarks._rounds import print_verdicts, save, take_turns
+from benchmarks import _command
+from benchmarks._process import Figures
+from benchmarks._rounds import take_turns
 from benchmarks.engine.sides import bf16_folder, export_bf16
 from benchmarks.server import report
 from benchmarks.server.sides import IN_PROCESS, OURS, ServerSpec, Side, driver, running, specs, version
-
-RESULTS = ROOT / "benchmarks" / "results"
-_ALWAYS = (OURS, IN_PROCESS)
 
 
 @dataclass(frozen=True)
@@ -62,75 +54,26 @@ TINY = Settings(prompt_characters=60, new_tokens=4, streams=(1, 2), rounds=1, re
 
 
 def main() -> None:
-    """Measure, print tables and verdicts, and save figures and plot if asked to."""
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # the sides are stopped: nobody else would end them
-    sides = specs()
-    optional = [name for name in sides if name not in _ALWAYS]
-    arguments = _arguments(optional)
-    settings = QUICK if arguments.quick else TINY if arguments.tiny else Settings()
-    console = Console()
-    console.width = max(console.width, 110)
-    chosen = {}
-    for name, spec in sides.items():
-        if name not in (*_ALWAYS, *arguments.only):
-            continue
-        if spec.executable is None:
-            console.print(
-                f"{name} is not installed, and left out: python -m benchmarks.peers install {spec.peer}"
-            )
-        else:
-            chosen[name] = spec
-    start = time.monotonic()
-    with console.status("Starting …") as status:
-        try:
-            measured = run(settings, chosen, status.update, partial(console.print, markup=False))
-        except WorkerError as error:
-            raise SystemExit(f"{error}; its own words are above.") from None
-    verdicts = list(report.judge(measured))
+    """See `_command.main`."""
+    _command.main(
+        _command.Comparison(
+            doc=__doc__,
+            quick_help="two minutes in place of a quarter of an hour",
+            sizes=(Settings(), QUICK, TINY),
+            sides=specs(),
+            always=(OURS, IN_PROCESS),
+            run=run,
+            show=_show,
+            judge=report.judge,
+            file="server-cpu",
+            panels=report.PANELS,
+        )
+    )
+
+
+def _show(console: Console, measured: dict[str, Any], settings: Settings) -> None:
     request = f"{settings.prompt_characters} characters in, {settings.new_tokens} tokens out"
     report.show(console, measured, request)
-    print_verdicts(console, verdicts)
-    console.print(f"The whole run: {time.monotonic() - start:.0f} s.")
-    if arguments.save:
-        arguments.save.mkdir(parents=True, exist_ok=True)
-        save(
-            arguments.save / "server-cpu.json",
-            {"machine": describe(), "quick": arguments.quick, **measured, "verdicts": verdicts},
-        )
-        console.print(draw(measured, arguments.save / "server-cpu.png", report.PANELS))
-    if arguments.check and not all(verdict["met"] for verdict in verdicts):
-        sys.exit(1)
-
-
-def _arguments(names: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="two minutes in place of a quarter of an hour")
-    size.add_argument(
-        "--tiny", action="store_true", help="seconds: shows that it works, and measures nothing"
-    )
-    parser.add_argument(
-        "--only",
-        nargs="*",
-        choices=names,
-        default=names,
-        metavar="SIDE",
-        help=f"beside myllm; of {', '.join(names)}",
-    )
-    parser.add_argument(
-        "--save",
-        type=Path,
-        nargs="?",
-        const=RESULTS,
-        metavar="FOLDER",
-        help="write the figures and the plot (to benchmarks/results)",
-    )
-    parser.add_argument("--check", action="store_true", help="exit with 1 unless every target is met")
-    return parser.parse_args()
 
 
 def run(
