@@ -23,6 +23,7 @@ class Peer:
     imports: str
     """What a user has to import, as a statement."""
     has_sync = True
+    has_async = True
 
     def __init__(self, url: str) -> None:
         self.url = url

@@ -15,6 +15,7 @@ import time
 
 import psutil
 
+from benchmarks._frameworks import ROUTES
 from benchmarks._peers import PEERS, Peer
 from benchmarks._process import obey
 from benchmarks.stub import CHUNKS, STREAM_TEXT, TEXT
@@ -118,8 +119,9 @@ def _rss() -> float:
 def main() -> None:
     """Obey until the standard input ends."""
     name, url = sys.argv[1:]
+    peer = {**PEERS, **ROUTES}[name]
     with asyncio.Runner() as runner:
-        obey(lambda: Worker(PEERS[name](url), runner))
+        obey(lambda: Worker(peer(url), runner))
 
 
 if __name__ == "__main__":

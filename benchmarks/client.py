@@ -13,14 +13,11 @@ import's too, for it waits for nothing but a free core.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import socket
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +25,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._calls import OFFLINE, installed, present, round_trip, stub, worker
 from benchmarks._machine import describe
 from benchmarks._peers import PEERS
-from benchmarks._process import Ask, Figures, WorkerError, asker, python
+from benchmarks._process import Figures, WorkerError, python
 from benchmarks._rounds import Rounds, median_ratio, medians, print_verdicts, save, take_turns, verdict
 from benchmarks.stub import CHUNKS, COALESCED, MODEL
 
@@ -48,9 +46,6 @@ figures = {{"cpu_seconds": time.process_time() - cpu, "seconds": time.perf_count
 import json, psutil
 print(json.dumps({{**figures, "rss_mb": psutil.Process().memory_info().rss / 1e6}}))
 """
-
-# LiteLLM would fetch a price list at import.
-_OFFLINE = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ def main() -> None:
     settings = QUICK if arguments.quick else Settings()
     console = Console()
     console.width = max(console.width, 110)
-    names = list(_installed(arguments.only, console))
+    names = list(installed(PEERS, arguments.only, console))
     start = time.monotonic()
     with console.status("Starting …") as status, stub() as port:
         floor = round_trip(port)
@@ -89,7 +84,7 @@ def main() -> None:
     )
     if arguments.json:
         report = {
-            "machine": describe(*(PEERS[name].package for name in names), *_present("uvloop")),
+            "machine": describe(*(PEERS[name].package for name in names), *present("uvloop")),
             "quick": arguments.quick,
             "stub_round_trip_ms": floor,
             "results": results,
@@ -111,44 +106,6 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _installed(names: Iterable[str], console: Console) -> Iterator[str]:
-    for name in names:
-        if _present(PEERS[name].package):
-            yield name
-        else:
-            console.print(f"{name} is not installed, and left out.")
-
-
-def _present(package: str) -> list[str]:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return []
-    return [package]
-
-
-@contextmanager
-def stub() -> Iterator[int]:
-    """Run the stub in a process of its own, and give its port."""
-    with python("-m", "benchmarks.stub") as process:
-        assert process.stdout is not None
-        yield int(process.stdout.readline())
-
-
-def round_trip(port: int, calls: int = 1000) -> float:
-    """Return the median time in ms of one exchange with the stub: what no client can go below."""
-    request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: stub\r\ncontent-length: 2\r\n\r\n{}"
-    times = []
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for _ in range(calls):
-            start = time.perf_counter()
-            connection.sendall(request)
-            connection.recv(65536)
-            times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e3
-
-
 class Measuring:
     """One run: every measurement, in interleaved rounds."""
 
@@ -162,7 +119,7 @@ class Measuring:
         """Return, for each measurement, its rounds; a round holds every client's figures."""
         settings = self._settings
         with ExitStack() as stack:
-            workers = {name: stack.enter_context(_worker(name, self._url)) for name in self._names}
+            workers = {name: stack.enter_context(worker(name, self._url)) for name in self._names}
 
             def asks(measure: str, **arguments: Any) -> Callable[[str], Figures]:
                 return lambda name: workers[name](measure, **arguments)
@@ -197,14 +154,8 @@ class Measuring:
         return take_turns(title, names, count, lambda name, _: measure(name), self._say)
 
 
-@contextmanager
-def _worker(name: str, url: str) -> Iterator[Ask]:
-    with python("-m", "benchmarks._worker", name, url, environment=_OFFLINE) as process:
-        yield asker(name, process)
-
-
 def _import(name: str) -> Figures:
-    with python("-c", _IMPORT.format(statement=PEERS[name].imports), environment=_OFFLINE) as process:
+    with python("-c", _IMPORT.format(statement=PEERS[name].imports), environment=OFFLINE) as process:
         out, _ = process.communicate()
     return json.loads(out)
 

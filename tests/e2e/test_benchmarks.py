@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import client, peers
+from benchmarks import adapters, client, peers
 from benchmarks.engine import report
 from benchmarks.server import report as server_report
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -64,6 +64,42 @@ def test_the_client_benchmark_measures_all_it_names(tmp_path):
     for verdict in report["verdicts"]:
         assert verdict["target"] in done.stdout
         assert isinstance(verdict["met"], bool)
+
+
+def test_the_adapters_benchmark_measures_all_it_names(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.adapters", "--tiny", "--only", "litellm", "--save", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "adapters.json").read_text())
+    assert {"cores", "python", "litellm", "myllm-suite"} <= set(report["machine"])
+    assert set(report["results"]) == {"litellm"}
+    measured = report["results"]["litellm"]
+    assert set(measured) == {"sync", "async", "stream_sync", "stream_async"}
+    for name, figures in measured.items():
+        assert list(figures) == adapters.FRAMEWORKS["litellm"]
+        ours, *others = figures.values()
+        assert ours[adapters.MEASUREMENTS[name].field] > 0
+        assert all(other["ours"] > 0 for other in others)
+    # Two targets, each for synchronous and asynchronous calls.
+    assert len(report["verdicts"]) == 4
+    for verdict in report["verdicts"]:
+        assert verdict["target"] in done.stdout
+
+
+def test_an_adapter_is_judged_by_its_calls():
+    routes = {route: {"ms": 1.0, "ours": 0.8} for route, _ in adapters.TARGETS}
+    verdicts = list(
+        adapters.judge({"dspy": {"sync": routes, "stream_sync": routes}, "autogen": {"sync": routes}})
+    )
+    assert [(verdict["target"], verdict["met"]) for verdict in verdicts] == [
+        ("a call of ours, sync, × dspy, lm15: at most 0.7", False),
+        ("a call of ours, sync, × autogen, openai: at most 1", True),
+    ]
 
 
 def test_the_gpu_benchmark_runs_whole_on_a_cpu(tmp_path):

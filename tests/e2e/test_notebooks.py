@@ -31,6 +31,13 @@ def test_the_quickstart_tells_its_story():
     assert any("teacher" in text and "child" in text for text in texts)
 
 
+def test_the_migration_tells_its_story():
+    texts = "\n".join(_run("migrating"))
+    assert "'prompt': 'What is the capital of France?'" in texts
+    rows = {row.split("│")[1].strip(): row.split("│")[2:4] for row in texts.splitlines() if row.startswith("│")}
+    assert rows
+
+
 def _run(name: str) -> list[str]:
     """Run a notebook; return the text that each code cell shows."""
     (path,) = [path for path in NOTEBOOKS if path.stem == name]
