@@ -101,15 +101,19 @@ LEFT_OUT = {
     ),
     "vllm_openai_server choice": "print(completion.choices[0].message.content)\n",
 }
-# The pages set no limit to the answers, and this small model may go on for long.
-SHORT = ["--override-generation-config", json.dumps({"max_new_tokens": 200, "temperature": 0})]
+
+
+def short(tokens: int) -> list[str]:
+    """Return how a server is told what the pages do not say: this small model may go on for long."""
+    return ["--override-generation-config", json.dumps({"max_new_tokens": tokens, "temperature": 0})]
 
 
 def written(page: str, block: str, **places: object) -> str:
     """Return a page's block with the page's substitutions."""
     text = textwrap.dedent(PAGES[page][block])
     for theirs, ours, _ in SUBSTITUTIONS[page]:
-        text = text.replace(theirs, re.sub(r"{(\w+)}", lambda match: str(places[match[1]]), ours))
+        if theirs in text:
+            text = text.replace(theirs, re.sub(r"{(\w+)}", lambda match: str(places[match[1]]), ours))
     return text
 
 
@@ -183,7 +187,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The server that DSPy's page starts; it has TGI's API too."""
     free = free_port()
     command = written("dspy_hfclient_vllm", "serve", port=free).strip()
-    with running(command, f"http://localhost:{free}/health", tmp_path_factory.mktemp("server"), SHORT):
+    with running(command, f"http://localhost:{free}/health", tmp_path_factory.mktemp("server"), short(200)):
         yield free
 
 
@@ -203,7 +207,7 @@ def test_dspy_s_clients(page: str, name: str, port: int, tmp_path: Path) -> None
 def test_autogen_s_conversation(tmp_path: Path) -> None:
     page, free = "autogen_vllm", free_port()
     (tmp_path / "autogenmistraltemplate.jinja").write_text(written(page, "template"))
-    with running(written(page, "serve", port=free), f"http://localhost:{free}/health", tmp_path, SHORT):
+    with running(written(page, "serve", port=free), f"http://localhost:{free}/health", tmp_path, short(40)):
         shown = output(
             written(page, "conversation", port=free), tmp_path, typed="Why is the sky blue?\nexit\n"
         )
@@ -243,7 +247,7 @@ def test_litellm_s_proxy(port: int, tmp_path: Path) -> None:
 def test_vllm_s_own_client_and_constraint(tmp_path: Path) -> None:
     page, free = "vllm_openai_server", free_port()
     code = "".join(written(page, block, port=free) for block in ("client", "choice"))
-    with running(written(page, "serve", port=free), f"http://localhost:{free}/health", tmp_path, SHORT):
+    with running(written(page, "serve", port=free), f"http://localhost:{free}/health", tmp_path, short(40)):
         message, choice = output(code + LEFT_OUT[f"{page} choice"], tmp_path).strip().rsplit("\n", 1)
     assert message.startswith("ChatCompletionMessage(content=")
     assert choice in ("positive", "negative")
@@ -252,7 +256,7 @@ def test_vllm_s_own_client_and_constraint(tmp_path: Path) -> None:
 def test_vllm_s_config_file(tmp_path: Path) -> None:
     page, free = "vllm_openai_server", free_port()
     (tmp_path / "config.yaml").write_text(written(page, "config", port=free))
-    with running(written(page, "configured"), f"http://127.0.0.1:{free}/health", tmp_path):
+    with running(written(page, "configured", port=free), f"http://127.0.0.1:{free}/health", tmp_path):
         served = httpx.get(f"http://127.0.0.1:{free}/v1/models", trust_env=False).json()["data"]
         assert [model["id"] for model in served] == ["smollm2"]
         assert "Uvicorn running on" in (tmp_path / "log").read_text()  # its level is "info"

@@ -34,7 +34,9 @@ def test_the_quickstart_tells_its_story():
 def test_the_migration_tells_its_story():
     texts = "\n".join(_run("migrating"))
     assert "'prompt': 'What is the capital of France?'" in texts
-    rows = {row.split("│")[1].strip(): row.split("│")[2:4] for row in texts.splitlines() if row.startswith("│")}
+    rows = {
+        row.split("│")[1].strip(): row.split("│")[2:4] for row in texts.splitlines() if row.startswith("│")
+    }
     assert rows
 
 

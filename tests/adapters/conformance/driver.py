@@ -7,7 +7,7 @@ framework's public surface alone. It asserts nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
@@ -130,3 +130,17 @@ class Threads:
                 yield item
         finally:
             await self.run(iterator.close)
+
+
+async def handed(make: Callable[[Callable[[str], None]], Awaitable[Any]]) -> AsyncIterator[str]:
+    """Yield what a task hands over to the function that it is given; closing the iterator cancels the task."""
+    pieces: asyncio.Queue[str | None] = asyncio.Queue()
+    task = asyncio.ensure_future(make(pieces.put_nowait))
+    task.add_done_callback(lambda _: pieces.put_nowait(None))
+    try:
+        while (piece := await pieces.get()) is not None:
+            yield piece
+        await task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from ag2 import Agent, MemoryStream
@@ -26,7 +25,7 @@ from pydantic import BaseModel
 import myllm
 from myllm_adapters.ag2 import MyLLMConfig
 
-from .driver import Answer, Driver, Errors, Messages, ToolCall
+from .driver import Answer, Driver, Errors, Messages, ToolCall, handed
 
 
 class AG2(Driver):
@@ -60,24 +59,19 @@ class AG2(Driver):
         form = None if schema is None else ResponseSchema(schema)
         return _answer(await _turn(config, messages, MemoryStream(), tools, form))
 
-    async def stream(self, messages: Messages, **parameters: Any) -> AsyncIterator[str]:
+    def stream(self, messages: Messages, **parameters: Any) -> AsyncIterator[str]:
         config = self._config.copy(streaming=True, **parameters)
-        pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        stream = MemoryStream()
 
-        @stream.where(ModelMessageChunk).subscribe
-        async def _(event: ModelMessageChunk) -> None:
-            pieces.put_nowait(event.content)
+        async def read(hand: Callable[[str], None]) -> None:
+            stream = MemoryStream()
 
-        task = asyncio.ensure_future(_turn(config, messages, stream))
-        task.add_done_callback(lambda _: pieces.put_nowait(None))
-        try:
-            while (piece := await pieces.get()) is not None:
-                yield piece
-            await task
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
+            @stream.where(ModelMessageChunk).subscribe
+            async def _(event: ModelMessageChunk) -> None:
+                hand(event.content)
+
+            await _turn(config, messages, stream)
+
+        return handed(read)
 
 
 async def _turn(

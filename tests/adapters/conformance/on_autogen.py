@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import openai
@@ -15,11 +15,7 @@ from pydantic import BaseModel
 import myllm
 from myllm_adapters.autogen import config_list, llm_config
 
-from .driver import Answer, Driver, Errors, Messages, Threads, ToolCall
-
-
-class Left(Exception):
-    """Nobody reads the stream any more."""
+from .driver import Answer, Driver, Errors, Messages, Threads, ToolCall, handed
 
 
 class AutoGen(Driver):
@@ -73,38 +69,26 @@ class AutoGen(Driver):
             completion_tokens=response.usage.completion_tokens,
         )
 
-    async def stream(self, messages: Messages, **parameters: Any) -> AsyncIterator[str]:
+    def stream(self, messages: Messages, **parameters: Any) -> AsyncIterator[str]:
         wrapper = OpenAIWrapper(config_list=config_list(self._client, stream=True, **parameters))
-        output = Output(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
 
-        def create() -> None:
-            with IOStream.set_default(output):
+        def create(hand: Callable[[str], None]) -> None:
+            with IOStream.set_default(Output(lambda piece: loop.call_soon_threadsafe(hand, piece))):
                 wrapper.create(messages=list(messages))
 
-        task = asyncio.ensure_future(self._threads.run(create))
-        task.add_done_callback(lambda _: output.pieces.put_nowait(None))
-        try:
-            while (piece := await output.pieces.get()) is not None:
-                yield piece
-            await task
-        finally:
-            output.is_left = True
-            await asyncio.wait([task])
+        return handed(lambda hand: self._threads.run(create, hand))
 
 
 class Output(IOStream):
-    """Where AutoGen writes what is streamed; what this raises ends the stream."""
+    """Where AutoGen writes what is streamed."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self.pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        self.is_left = False
+    def __init__(self, hand: Callable[[str], object]) -> None:
+        self._hand = hand
 
     def send(self, message: Any) -> None:
-        if self.is_left:
-            raise Left
         if isinstance(message, StreamEvent):
-            self._loop.call_soon_threadsafe(self.pieces.put_nowait, message.content.content)
+            self._hand(message.content.content)
 
     def print(self, *objects: Any, sep: str = " ", end: str = "\n", flush: bool = False) -> None:
         """Nothing is printed here."""

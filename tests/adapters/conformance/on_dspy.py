@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from pydantic import BaseModel
 import myllm
 from myllm_adapters.dspy import LM
 
-from .driver import Answer, Driver, Errors, Messages, Threads, ToolCall
+from .driver import Answer, Driver, Errors, Messages, Threads, ToolCall, handed
 
 # What DSPy knows of a request; the engine's other parameters travel beside it.
 _KNOWN = frozenset(
@@ -44,7 +43,7 @@ class AsyncDSPy(Driver):
     name, page = "dspy, async", "dspy"
     errors = Errors(
         context=ContextWindowExceededError,
-        unknown=myllm.UnknownParameterError,
+        unknown=LMInvalidRequestError,
         refused=LMInvalidRequestError,
         unreachable=LMTransportError,
         timeout=LMTimeoutError,
@@ -87,12 +86,16 @@ class AsyncDSPy(Driver):
             completion_tokens=response.usage.output_tokens,
         )
 
-    async def stream(self, messages: Messages, **parameters: Any) -> AsyncIterator[str]:
+    def stream(self, messages: Messages, **parameters: Any) -> AsyncIterator[str]:
         request = self._request(messages, (), None, parameters)
-        async with aclosing(self._program(lm=self._lm, request=request)) as parts:
-            async for part in parts:
+
+        async def read(hand: Callable[[str], None]) -> None:
+            async for part in self._program(lm=self._lm, request=request):
                 if not isinstance(part, dspy.Prediction):
-                    yield part.choices[0].delta.content or ""
+                    hand(part.choices[0].delta.content or "")
+
+        # What `streamify` gives is not to be left half read: a task that reads it can be cancelled.
+        return handed(read)
 
     def _request(
         self, messages: Messages, tools: Sequence[Any], schema: type[BaseModel] | None, parameters: Any
