@@ -27,7 +27,7 @@ BIN = Path(sys.executable).parent
 _FENCE = re.compile(r"^```\w+ (\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = {
     path.stem: dict(_FENCE.findall(path.read_text(encoding="utf-8")))
-    for path in (Path(__file__).parent / "data").glob("*.md")
+    for path in (Path(__file__).parent / "data").glob("*.txt")
 }
 
 MODEL = "the model's name"
