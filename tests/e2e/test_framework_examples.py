@@ -214,7 +214,8 @@ def test_autogen_s_conversation(tmp_path: Path) -> None:
     opening, question, answer, *end = re.split(r"-{80}", shown)
     assert "agent (to user):\n\nHow can I help you today?" in opening
     assert "user (to agent):\n\nWhy is the sky blue?" in question
-    assert re.search(r">>>>>>>> USING AUTO REPLY...\s+agent \(to user\):\s+\w", answer)
+    assert ">>>>>>>> USING AUTO REPLY..." in answer
+    assert re.search(r"agent \(to user\):\s+\w", answer)
     assert "exit" in "".join(end)
 
 
@@ -224,8 +225,8 @@ def test_litellm_s_calls(port: int, tmp_path: Path) -> None:
     url = f"http://localhost:{port}"
     shown = output(LEFT_OUT[page] + "\n".join(written(page, block, url=url) for block in blocks), tmp_path)
     hosted, embedded, *others = [line for line in shown.splitlines() if line]
-    assert "Paris" in hosted
-    assert "Paris" in embedded
+    for shown in (hosted, embedded):  # sampled, so that nobody knows what it says
+        assert re.match(r"ModelResponse\(.*model='smollm2'.*content=['\"]\w", shown)
     assert others[-1].count("ModelResponse(") == 5
 
 
@@ -259,4 +260,4 @@ def test_vllm_s_config_file(tmp_path: Path) -> None:
     with running(written(page, "configured", port=free), f"http://127.0.0.1:{free}/health", tmp_path):
         served = httpx.get(f"http://127.0.0.1:{free}/v1/models", trust_env=False).json()["data"]
         assert [model["id"] for model in served] == ["smollm2"]
-        assert "Uvicorn running on" in (tmp_path / "log").read_text()  # its level is "info"
+        assert "INFO uvicorn" in (tmp_path / "log").read_text()  # as the file has it

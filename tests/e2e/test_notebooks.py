@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -32,12 +33,18 @@ def test_the_quickstart_tells_its_story():
 
 
 def test_the_migration_tells_its_story():
-    texts = "\n".join(_run("migrating"))
-    assert "'prompt': 'What is the capital of France?'" in texts
-    rows = {
-        row.split("│")[1].strip(): row.split("│")[2:4] for row in texts.splitlines() if row.startswith("│")
-    }
-    assert rows
+    texts = _run("migrating")
+    assert any("has no attribute 'HFClientVLLM'" in text for text in texts)
+    assert sum("The capital of France is Paris" in text for text in texts) >= 3
+    (table,) = [text for text in texts if "The same wishes, twice" in text]
+    wishes = {row.split("│")[1].strip(): row for row in re.split("├.*┤", table)}
+    by_hand, ours = zip(
+        *(row.split("│")[2:4] for row in wishes["three answers"].splitlines()[1:-1]), strict=True
+    )
+    assert "requests: 3" in "".join(by_hand)
+    assert "requests: 1" in "".join(ours)
+    assert "LMInvalidRequestError" in table  # what was set up by hand knows no `choice`
+    assert "No server answers at" in table
 
 
 def _run(name: str) -> list[str]:
