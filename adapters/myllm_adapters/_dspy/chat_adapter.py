@@ -32,7 +32,7 @@ _PATTERNS: dict[Any, str] = {
     int: _INTEGER,
     float: rf"{_INTEGER}(?:\.[0-9]{{1,17}})?",
     bool: "(?:True|False)",
-    dict: rf"\{{(?:[^\[]|{_NO_HEADER})*\}}",  # what is in it, is the model's affair
+    dict: rf"\{{(?:\"(?:[^\[]|{_NO_HEADER})*)?\}}",  # what is in it is the model's affair
 }
 
 
@@ -41,11 +41,11 @@ class ChatAdapter(dspy.ChatAdapter):
 
         dspy.configure(lm=HFClientVLLM("smollm2", port=8000), adapter=ChatAdapter())
 
-    Outputs of the types `str`, `int`, `float`, `bool`, `Literal` and `Enum` are constrained by a regular
-    expression (a `str` is then never empty), and a signature with any other type is sent as JSONAdapter
-    sends it, by a JSON Schema. No call is repeated: an answer that `max_tokens` cuts off is
-    `AdapterParseError`. Left as `dspy.ChatAdapter` has it: other LMs, signatures with `dspy.ToolCalls`, and
-    calls that bring a constraint of their own.
+    Outputs of the types `str`, `int`, `float`, `bool`, `Literal`, `Enum` and `dict` are constrained by a
+    regular expression (a `str` is then never empty, and a `dict` begins and ends like one), and a signature
+    with any other type is sent as JSONAdapter sends it, by a JSON Schema. No call is repeated: an answer that
+    `max_tokens` cuts off is an `AdapterParseError`. Left as `dspy.ChatAdapter` has it: other LMs, signatures
+    with `dspy.ToolCalls`, and calls that bring a constraint of their own.
 
     Args: as `dspy.ChatAdapter`.
     """
