@@ -7,7 +7,8 @@ import copy
 import io
 import logging
 import pickle
-from typing import Any
+import re
+from typing import Any, ClassVar, Literal
 
 import dspy
 import pydantic
@@ -16,7 +17,8 @@ from dspy import lm15
 from dspy.utils.exceptions import LMServerError
 
 import myllm
-from myllm_adapters.dspy import LM, HFClientVLLM
+from myllm_adapters._dspy.chat_adapter import answer_pattern
+from myllm_adapters.dspy import LM, ChatAdapter, HFClientVLLM
 
 pytestmark = pytest.mark.filterwarnings("error::DeprecationWarning")
 
@@ -129,6 +131,85 @@ class TestConstraints:
         (body,) = posted(wire)
         schema = body["response_format"]["json_schema"]["schema"]  # of a server that tells no version
         assert schema["properties"]["city"]["type"] == "string"
+
+
+class TestChatAdapter:
+    """The format that the server is asked to enforce, and the calls for which it is not."""
+
+    class Kinds(dspy.Signature):
+        """Anything."""
+
+        question: str = dspy.InputField()
+        text: str = dspy.OutputField()
+        number: int = dspy.OutputField()
+        share: float = dspy.OutputField()
+        sure: bool = dspy.OutputField()
+        kind: Literal["a+b", "c (d)", "[e]"] = dspy.OutputField()
+        level: Literal[1, 22] = dspy.OutputField()
+        more: dict[str, Any] = dspy.OutputField()
+
+    VALUES: ClassVar = {
+        "text": "Ä [list] and [[nested]], [[ # no header\n\nin\ttwo [[[ #[paragraphs]", "number": -17, "share": 0.25,
+        "sure": False, "kind": "c (d)", "level": 22, "more": {"a": [{"b": None}]},
+    }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {},
+            {"text": "x"},
+            {"text": "[a"},
+            {"number": 0, "share": 3.0, "sure": True, "kind": "[e]", "level": 1, "more": {}},
+        ],
+    )
+    def test_the_pattern_is_what_dspy_writes_and_reads(self, change):
+        values = {**self.VALUES, **change}
+        text = dspy.ChatAdapter().format_assistant_message_content(self.Kinds, values).strip()
+        assert re.fullmatch(answer_pattern(self.Kinds), text)
+        assert dspy.ChatAdapter().parse(self.Kinds, text) == values
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"text": ""}, {"text": "a [[ ## number ## ]] 1"}, {"number": "1.5"}, {"number": "007"}, {"share": "a lot"},
+            {"sure": "perhaps"}, {"kind": "aab"}, {"level": 2}, {"more": "{more}"}, {"more": "none"},
+        ],
+    )  # fmt: skip
+    def test_nothing_else_fits_it(self, change):
+        text = (
+            dspy.ChatAdapter().format_assistant_message_content(self.Kinds, {**self.VALUES, **change}).strip()
+        )
+        assert not re.fullmatch(answer_pattern(self.Kinds), text)
+
+    def test_what_brings_its_own_constraint_keeps_it(self, wire, client):
+        wire.answers(chat("[[ ## answer ## ]]\na"))
+        with dspy.context(lm=LM(client), adapter=ChatAdapter()):
+            dspy.Predict("question -> answer")(question="q", config={"regex": "[^b]*"})
+        with dspy.context(lm=LM(client, regex="[^c]*"), adapter=ChatAdapter()):
+            dspy.Predict("question -> answer")(question="q")
+        assert [body["structured_outputs"]["regex"] for body in posted(wire)] == ["[^b]*", "[^c]*"]
+
+    async def test_other_lms_are_dspys_affair(self):
+        """A hosted teacher knows no such constraint."""
+        lm = dspy.utils.DummyLM([{"answer": "a"}] * 2)
+        with dspy.context(lm=lm, adapter=ChatAdapter()):
+            program = dspy.Predict("question -> answer")
+            assert program(question="q").answer == (await program.acall(question="q")).answer == "a"
+        assert all("regex" not in entry["kwargs"] for entry in lm.history)
+
+    async def test_tool_calls_are_left_as_they_are(self, wire, client):
+        class Use(dspy.Signature):
+            question: str = dspy.InputField()
+            tools: list[dspy.Tool] = dspy.InputField()
+            calls: dspy.ToolCalls = dspy.OutputField()
+
+        wire.answers(chat('[[ ## calls ## ]]\n{"tool_calls": [{"name": "len", "args": {}}]}'))
+        with dspy.context(lm=LM(client), adapter=ChatAdapter()):
+            use = dspy.Predict(Use)
+            tools = [dspy.Tool(len, name="len", desc="Count.")]
+            for answer in (use(question="q", tools=tools), await use.acall(question="q", tools=tools)):
+                assert [call.name for call in answer.calls.tool_calls] == ["len"]
+        assert all("structured_outputs" not in body for body in posted(wire))
 
 
 class TestCacheScope:

@@ -12,16 +12,15 @@ import re
 from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
-import dspy
-from dspy.adapters import Adapter
+from dspy import adapters
 
 from myllm import params
 
 from .lm import LM
 from .parameters import packed
 
-# Any text that is not empty and has no `[[ ##` in it, which begins the next header. Written without
-# lookahead, which no server's engine has: what may follow a bracket so that it begins none.
+# Any text that is not empty, has no `[[ ##` in it, which begins the next header, and ends in no bracket that is
+# open. Written without lookahead, which no server's engine has: what may follow a bracket that begins none.
 _NO_HEADER = r"\[(?:\[+ #?\[)*(?:[^\[]|\[+[^\[ ]|\[+ [^#\[]|\[+ #[^#\[])"
 _TEXT = rf"(?:[^\s\[]|{_NO_HEADER})(?:[^\[]|{_NO_HEADER})*"
 # Digits have an end: a model that cannot stop would write them until `max_tokens`.
@@ -36,7 +35,7 @@ _PATTERNS: dict[Any, str] = {
 }
 
 
-class ChatAdapter(dspy.ChatAdapter):
+class ChatAdapter(adapters.ChatAdapter):
     """`dspy.ChatAdapter`, whose format the server enforces; for the LMs of this package.
 
         dspy.configure(lm=HFClientVLLM("smollm2", port=8000), adapter=ChatAdapter())
@@ -59,8 +58,9 @@ class ChatAdapter(dspy.ChatAdapter):
         pattern = answer_pattern(signature)
         if pattern is None:
             return self._json()(lm, lm_kwargs, signature, demos, inputs)
+        constrained = {**lm_kwargs, "regex": pattern}
         # Not `dspy.ChatAdapter`'s, which is what asks again.
-        return Adapter.__call__(self, lm, {**lm_kwargs, "regex": pattern}, signature, demos, inputs)
+        return adapters.Adapter.__call__(self, lm, constrained, signature, demos, inputs)
 
     async def acall(
         self, lm: Any, lm_kwargs: dict[str, Any], signature: Any, demos: Any, inputs: dict[str, Any]
@@ -71,10 +71,11 @@ class ChatAdapter(dspy.ChatAdapter):
         pattern = answer_pattern(signature)
         if pattern is None:
             return await self._json().acall(lm, lm_kwargs, signature, demos, inputs)
-        return await Adapter.acall(self, lm, {**lm_kwargs, "regex": pattern}, signature, demos, inputs)
+        constrained = {**lm_kwargs, "regex": pattern}
+        return await adapters.Adapter.acall(self, lm, constrained, signature, demos, inputs)
 
-    def _json(self) -> dspy.JSONAdapter:
-        return dspy.JSONAdapter(
+    def _json(self) -> adapters.JSONAdapter:
+        return adapters.JSONAdapter(
             callbacks=self.callbacks,
             use_native_function_calling=self.use_native_function_calling,
             parallel_tool_calls=self.parallel_tool_calls,
@@ -94,12 +95,12 @@ def answer_pattern(signature: Any) -> str | None:
 
 def _is_ours(lm: Any, lm_kwargs: dict[str, Any], signature: Any) -> bool:
     """Whether the format of this call is for us to enforce."""
-    if not isinstance(lm, LM) or any(
-        f.annotation is dspy.ToolCalls for f in signature.output_fields.values()
-    ):
+    if not isinstance(lm, LM):
         return False
-    set_already = {**lm.kwargs, **packed(lm.kwargs), **lm_kwargs}
-    return all(set_already.get(name) is None for name in params.SHAPES)
+    if adapters.ToolCalls in [field.annotation for field in signature.output_fields.values()]:
+        return False
+    given = {**lm.kwargs, **packed(lm.kwargs), **lm_kwargs}
+    return all(given.get(name) is None for name in params.SHAPES)
 
 
 def _value_pattern(annotation: Any) -> str | None:

@@ -42,15 +42,9 @@ class Embedder(dspy.Embedder):
         if not isinstance(client, myllm.Client):
             raise InvalidParameterError(f"`client={client!r}` must be a `myllm.Client`.", param="client")
         self.client = client
-        # The first two are in the cache's key, which else knows the source text of `_embed` alone.
-        super().__init__(
-            self._embed,
-            batch_size,
-            caching,
-            served_model=model or client.model,
-            served_at=servers(client),
-            **kwargs,
-        )
+        # In the cache's key, which of `_embed` itself knows the source text alone.
+        place: Any = {"served_model": model or client.model, "served_at": servers(client)}
+        super().__init__(self._embed, batch_size, caching, **place, **kwargs)
 
     def _embed(
         self, texts: list[str], *, served_model: str | None, served_at: str, **options: Any

@@ -128,7 +128,8 @@ class LM(dspy.LM):
         if not isinstance(request, lm15.Request):
             return request
         extensions = request.config.extensions or {}
-        metadata = {**(extensions.get("metadata") or {}), SERVERS: self.kwargs["metadata"][SERVERS]}
+        given: Any = extensions.get("metadata") or {}
+        metadata = {**given, SERVERS: self.kwargs["metadata"][SERVERS]}
         config = replace(request.config, extensions={**extensions, "metadata": metadata})
         return replace(request, config=config)
 
@@ -187,7 +188,7 @@ class LM(dspy.LM):
         if "client" in state:
             client = myllm.Client(model=state["model"], **client_arguments(state["client"]))
             state = {**state, "client": client}
-        loaded: LM = super().load_state(state, allow_custom_lm_class=allow_custom_lm_class)  # type: ignore[no-untyped-call]
+        loaded: LM = super().load_state(state, allow_custom_lm_class=allow_custom_lm_class)
         return loaded
 
     def _dump_connection(self) -> dict[str, Any]:
