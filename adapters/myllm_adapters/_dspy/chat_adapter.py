@@ -19,8 +19,8 @@ from myllm import params
 from .lm import LM
 from .parameters import packed
 
-# Any text that is not empty, has no `[[ ##` in it, which begins the next header, and ends in no bracket that is
-# open. Written without lookahead, which no server's engine has: what may follow a bracket that begins none.
+# A text that is not empty, has no `[[ ##` in it, which begins the next header, and does not end in an open
+# bracket. No server's engine has lookahead, so it is spelled out what may follow a bracket.
 _NO_HEADER = r"\[(?:\[+ #?\[)*(?:[^\[]|\[+[^\[ ]|\[+ [^#\[]|\[+ #[^#\[])"
 _TEXT = rf"(?:[^\s\[]|{_NO_HEADER})(?:[^\[]|{_NO_HEADER})*"
 # Digits have an end: a model that cannot stop would write them until `max_tokens`.
