@@ -6,19 +6,22 @@ import asyncio
 import copy
 import io
 import logging
+import os
 import pickle
 import re
+import subprocess
+import sys
 from typing import Any, ClassVar, Literal
 
 import dspy
 import pydantic
 import pytest
 from dspy import lm15
-from dspy.utils.exceptions import LMServerError
+from dspy.utils.exceptions import LMServerError, LMUnsupportedFeatureError
 
 import myllm
 from myllm_adapters._dspy.chat_adapter import answer_pattern
-from myllm_adapters.dspy import LM, ChatAdapter, HFClientVLLM
+from myllm_adapters.dspy import LM, ChatAdapter, HFClientTGI, HFClientVLLM
 
 pytestmark = pytest.mark.filterwarnings("error::DeprecationWarning")
 
@@ -131,6 +134,21 @@ class TestConstraints:
         (body,) = posted(wire)
         schema = body["response_format"]["json_schema"]["schema"]  # of a server that tells no version
         assert schema["properties"]["city"]["type"] == "string"
+
+    def test_tgi_wants_a_schema(self, wire):
+        """An open mapping has none: DSPy asks for any JSON object, which TGI knows no way to enforce."""
+        wire.answers(chat('{"counts": {"a": 1}}'))
+        program = dspy.Predict("text -> counts: dict[str, int]")
+        settings = {"num_retries": 0, "cache": False}
+        with dspy.context(adapter=dspy.JSONAdapter()):
+            with dspy.context(lm=HFClientTGI("m", wire.port, **settings)):
+                with pytest.raises(LMUnsupportedFeatureError, match="TGI wants a schema"):
+                    program(text="a")
+            with dspy.context(
+                lm=HFClientTGI("m", wire.port, supports={"response_schema": False}, **settings)
+            ):
+                assert program(text="a").counts == {"a": 1}
+        assert [body.get("response_format") for body in posted(wire)] == [None]
 
 
 class TestChatAdapter:
@@ -284,3 +302,22 @@ class TestHistory:
             asyncio.run(LM(client).acall("hello", n=1))
         assert not recwarn.list
         assert not caplog.records
+
+    def test_nor_is_it_an_error_where_warnings_are(self, wire, tmp_path):
+        """The first lines of a user's program, from the import on."""
+        wire.answers(chat("[[ ## answer ## ]]\na"))
+        code = (
+            "import dspy\n"
+            "from myllm_adapters.dspy import HFClientVLLM\n"
+            f"dspy.configure(lm=HFClientVLLM(model='m', port={wire.port}, url='http://localhost'))\n"
+            "print(dspy.Predict('question -> answer')(question='q', config={'min_p': 0.1}).answer)\n"
+            "print(dspy.settings.lm._generate(prompt='q')['choices'][0]['text'])\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code],
+            env={**os.environ, "DSPY_CACHEDIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.stdout, done.returncode) == ("a\n[[ ## answer ## ]]\na\n", 0), done.stderr
