@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -44,6 +45,15 @@ def test_the_migration_tells_its_story():
     assert "requests: 1" in ours
     assert "LMInvalidRequestError" in table  # what was set up by hand knows no `choice`
     assert "No server answers at" in table
+
+
+def test_dspy_compiles_a_program_that_is_better():
+    texts = _run("dspy")
+    (shown,) = re.findall(r"\{'no examples'[^}]*\}", "".join(texts))
+    scores = ast.literal_eval(shown)
+    assert scores["bootstrapped"] >= scores["no examples"] + 25
+    assert any(re.search(r"[1-9]\d* of them kept", text) for text in texts)
+    assert any(text.startswith("True Prediction(") for text in texts)
 
 
 def _run(name: str) -> list[str]:
