@@ -25,13 +25,15 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 import myllm
 
 from .conformance.driver import MODEL, Driver
+from .conformance.on_ag2 import AG2
+from .conformance.on_agentchat import AgentChat
 from .conformance.on_autogen import AutoGen
 from .conformance.on_dspy import AsyncDSPy, DSPy
 from .conformance.on_litellm import AsyncLiteLLM, LiteLLM
 
 pytestmark = pytest.mark.filterwarnings("error::DeprecationWarning:dspy")
 
-DRIVERS: list[type[Driver]] = [DSPy, AsyncDSPy, AutoGen, LiteLLM, AsyncLiteLLM]
+DRIVERS: list[type[Driver]] = [DSPy, AsyncDSPy, AutoGen, AgentChat, AG2, LiteLLM, AsyncLiteLLM]
 CELLS = (
     "plain", "chat", "stream", "tools", "JSON schema", "n", "logprobs", "stop", "usage", "context overflow",
     "bad parameter", "dead server", "timeout", "cancellation", "concurrency",
