@@ -1,0 +1,45 @@
+"""AutoGen's cancellation of what is being waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+from autogen_core import CancellationToken
+
+T = TypeVar("T")
+
+
+class Wait:
+    """Waits for one thing after another; the token cancels the one that is being waited for.
+
+    A token keeps whatever is linked to it for as long as it lives, so a stream links itself once and not each
+    of its chunks.
+    """
+
+    def __init__(self, token: CancellationToken | None) -> None:
+        self._token = token
+        self._current: asyncio.Future[Any] | None = None
+        if token is not None:
+            token.add_callback(self._cancel)
+
+    async def __call__(self, awaitable: Awaitable[T]) -> T:
+        """Return what `awaitable` comes to.
+
+        Raises:
+            asyncio.CancelledError: the token was cancelled, now or before.
+        """
+        if self._token is None:
+            return await awaitable
+        self._current = asyncio.ensure_future(awaitable)
+        if self._token.is_cancelled():
+            self._cancel()
+        try:
+            return await self._current
+        finally:
+            self._current = None
+
+    def _cancel(self) -> None:
+        if self._current is not None:
+            self._current.cancel()
