@@ -18,6 +18,7 @@ from typing import Any
 import myllm
 from myllm.base import BaseClient
 from myllm.endpoints import PortSpec, UrlSpec
+from myllm.types import ToolCall
 
 from ._clients import CALL_OPTIONS, async_client, refuse_unfit
 from ._extra import missing_extra
@@ -234,14 +235,7 @@ class MyLLMClient(LLMClient):
 
 def _response(answer: myllm.ChatCompletion, message: ModelMessage | None) -> ModelResponse:
     choice = answer.choices[0]
-    calls = [
-        ToolCallEvent(
-            name=call.function.name or "",
-            arguments=call.function.arguments or "{}",
-            **({"id": call.id} if call.id else {}),  # AG2 makes one where the server gives none
-        )
-        for call in choice.message.tool_calls or ()
-    ]
+    calls = [_call(call) for call in choice.message.tool_calls or ()]
     return ModelResponse(
         message=message,
         tool_calls=ToolCallsEvent(calls),
@@ -251,6 +245,12 @@ def _response(answer: myllm.ChatCompletion, message: ModelMessage | None) -> Mod
         finish_reason=choice.finish_reason,
         response_id=answer.id or None,
     )
+
+
+def _call(call: ToolCall) -> ToolCallEvent:
+    given: dict[str, Any] = {"id": call.id} if call.id else {}  # AG2 makes one where the server gives none
+    function = call.function
+    return ToolCallEvent(name=function.name or "", arguments=function.arguments or "{}", **given)
 
 
 def _usage(usage: myllm.Usage | None) -> Usage:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import myllm
 from myllm import InvalidParameterError, UnsupportedFeatureError, params
@@ -323,14 +323,11 @@ class MyLLMChatCompletionClient(ChatCompletionClient, Component[MyLLMChatComplet
         Raises:
             MyLLMError: it could not be asked; see `myllm.errors`.
         """
-        stated: Any = self._stated
+        stated = self._stated
         if all(name in stated for name in _REQUIRED):
-            info: ModelInfo = {**stated}
-            return info
+            return cast("ModelInfo", dict(stated))
         policy = self._client.__getstate__()["message_policy"]
-        told: Any = abilities(self._known(), any_roles=policy != "as_is")
-        merged: ModelInfo = {**told, **stated}
-        return merged
+        return cast("ModelInfo", {**abilities(self._known(), any_roles=policy != "as_is"), **stated})
 
     @property
     def capabilities(self) -> ModelCapabilities:

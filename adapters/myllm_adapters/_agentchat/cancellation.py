@@ -32,11 +32,11 @@ class Wait:
         """
         if self._token is None:
             return await awaitable
-        self._current = asyncio.ensure_future(awaitable)
+        current = self._current = asyncio.ensure_future(awaitable)
         if self._token.is_cancelled():
             self._cancel()
         try:
-            return await self._current
+            return await current
         finally:
             self._current = None
 
