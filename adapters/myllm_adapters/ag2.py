@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import myllm
@@ -338,5 +338,5 @@ def _shape_options(schema: ResponseProto[Any] | None) -> dict[str, Any]:
     if schema is None or not schema.json_schema:
         return {}
     about = {"title": schema.name, "description": schema.description}
-    named: Mapping[str, Any] = {name: text for name, text in about.items() if text}
-    return {"json_schema": {**named, **closed(schema.json_schema)}}
+    named = {name: text for name, text in about.items() if text}
+    return {"json_schema": {**closed(schema.json_schema), **named}}

@@ -107,7 +107,11 @@ async def test_a_stream_comes_as_events(config: MyLLMConfig) -> None:
 
 async def test_leaving_a_turn_ends_it(config: MyLLMConfig) -> None:
     stream, begun = MemoryStream(), asyncio.Event()
-    stream.where(ModelMessageChunk).subscribe(lambda event: begun.set())
+
+    @stream.where(ModelMessageChunk).subscribe
+    async def began(event: ModelMessageChunk) -> None:
+        begun.set()
+
     endless = config.copy(streaming=True, max_tokens=2000, ignore_eos=True)
     turn = asyncio.create_task(Agent("assistant", config=endless).ask(QUESTION, stream=stream))
     await begun.wait()

@@ -280,7 +280,7 @@ async def test_a_stream_of_everything(wire: Any) -> None:
     chunks.append({"id": "1", "choices": [], "usage": ANSWER["usage"]})
     wire.streams(*(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks), "data: [DONE]\n\n")
     stream, seen = MemoryStream(), []
-    stream.subscribe(seen.append)
+    stream.subscribe(lambda event: seen.append(event))
     context = ConversationContext(stream=stream)
     response = await config(wire, streaming=True).create()(
         [ModelRequest([TextInput("hi")])], context, tools=(), response_schema=None, serializer=PydanticSerializer()

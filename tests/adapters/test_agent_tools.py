@@ -61,7 +61,7 @@ async def test_agentchat(port: int, stream: bool) -> None:
 async def test_ag2(port: int, streaming: bool) -> None:
     config = MyLLMConfig("smollm2", port=port, temperature=0, max_tokens=40, streaming=streaming)
     stream, responses = MemoryStream(), []
-    stream.where(ModelResponse).subscribe(responses.append)
+    stream.where(ModelResponse).subscribe(lambda event: responses.append(event))
     reply = await Agent("assistant", config=config, tools=[tool(get_weather)]).ask(BEGIN, stream=stream)
     first, last = responses
     (call,) = first.tool_calls.calls
