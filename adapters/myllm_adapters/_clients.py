@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -84,12 +84,16 @@ def _refuse_beside_client(**given: Any) -> None:
             raise InvalidParameterError(f"`client` says already where to go: leave `{name}` out.", param=name)
 
 
-def refuse_unfit(options: Mapping[str, Any], framework: str) -> None:
+def refuse_unfit(options: Mapping[str, Any], framework: str, *, no_place: Collection[str]) -> None:
     """Refuse parameters that a framework has other ways for, or none.
 
+    Args:
+        options: parameters by any of their names; other options of a call are left alone.
+        framework: its name, for errors.
+        no_place: parameters for whose answer the framework has no place.
+
     Raises:
-        UnknownParameterError: a name that no parameter has.
-        InvalidParameterError: `tools`, or more than one answer.
+        InvalidParameterError: one of these, `tools`, or more than one answer.
     """
     values = params.canonical({name: options[name] for name in options if name in params.KNOWN_NAMES})
     if values.get("tools"):
@@ -100,6 +104,14 @@ def refuse_unfit(options: Mapping[str, Any], framework: str) -> None:
         raise InvalidParameterError(
             f"`n={values['n']!r}`: {framework} takes one answer to a call. Make a call for each.", param="n"
         )
+    for name in no_place:
+        value = values.get(name)
+        if value is not None and value is not False:
+            raise InvalidParameterError(
+                f"`{name}={value!r}`: {framework}'s answers have no place for what it asks for.",
+                param=name,
+                hint="Ask for it with `myllm.AsyncClient`, which is the `client` under this.",
+            )
 
 
 def dump_client(client: BaseClient, instead: str) -> dict[str, Any]:

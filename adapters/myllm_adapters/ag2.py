@@ -71,6 +71,7 @@ __all__ = ["MyLLMClient", "MyLLMConfig"]
 # AG2's list of providers is closed; the servers' API is this one's.
 _PROVIDER = ModelProvider.OPENAI
 _NAME = "myllm"
+_NO_PLACE = ("logprobs", "top_logprobs", "prompt_logprobs")
 # What a copy with other values of these needs new connections for.
 _CONNECTION = frozenset(
     {"base_url", "url", "port", "api_key", "client", "engine", "dialect", "headers", "http", "endpoints",
@@ -126,7 +127,7 @@ class MyLLMConfig(ModelConfig):
         self._set(async_client(model, **places, **rest), options, streaming)
 
     def _set(self, client: myllm.AsyncClient, options: dict[str, Any], streaming: bool) -> None:
-        refuse_unfit(client.defaults, "AG2")
+        refuse_unfit(client.defaults, "AG2", no_place=_NO_PLACE)
         self._client, self._options, self.streaming = client, options, streaming
 
     @property

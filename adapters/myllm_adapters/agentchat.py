@@ -130,7 +130,7 @@ class MyLLMChatCompletionClient(ChatCompletionClient, Component[MyLLMChatComplet
         self._client = async_client(
             model, base_url, url=url, port=port, api_key=api_key, client=client, engine=engine, **settings
         )
-        refuse_unfit(self._client.defaults, "AutoGen")
+        _refuse_unfit(self._client.defaults)
         self._owned = not isinstance(client, myllm.AsyncClient)
         self._stated = dict(model_info or {})
         self._names, self._prefixes = include_name_in_message, add_name_prefixes
@@ -229,7 +229,7 @@ class MyLLMChatCompletionClient(ChatCompletionClient, Component[MyLLMChatComplet
     ) -> dict[str, Any]:
         """Return the options of the SDK's call."""
         given = dict(extra or {})
-        refuse_unfit(given, "AutoGen")
+        _refuse_unfit(given)
         if "tool_choice" in given:
             raise InvalidParameterError(
                 "`tool_choice` is an argument of its own: leave it out of `extra_create_args`.",
@@ -388,6 +388,10 @@ async def _next(stream: myllm.AsyncStream[myllm.ChatChunk, myllm.ChatCompletion]
         return await anext(stream)
     except StopAsyncIteration:
         return None
+
+
+def _refuse_unfit(options: Mapping[str, Any]) -> None:
+    refuse_unfit(options, "AutoGen", no_place=("prompt_logprobs",))
 
 
 def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -343,6 +343,8 @@ async def test_no_server_and_no_answer(wire: Any, free_port: int) -> None:
     [
         ({"temprature": 0.5}, "Did you mean `temperature`"),
         ({"n": 2}, "AG2 takes one answer to a call"),
+        ({"logprobs": True}, "`logprobs=True`: AG2's answers have no place"),
+        ({"top_n_tokens": 2}, "`logprobs=2`: AG2's answers have no place"),
         ({"tools": [CALL]}, "`tools` come with each call of AG2"),
         ({"url": "http://a", "base_url": "http://b"}, "the same thing"),
         ({"client": 5}, "must be a `myllm.AsyncClient`"),

@@ -289,6 +289,7 @@ async def test_refused_messages(wire: Any, messages: Any) -> None:
     [
         ({"temprature": 0.5}, "Did you mean `temperature`"),
         ({"n": 2}, "takes one answer to a call"),
+        ({"prompt_logprobs": 0}, "`prompt_logprobs=0`: AutoGen's answers have no place"),
         ({"tools": [ADD_SENT]}, "`tools` come with each call of AutoGen"),
         ({"url": "http://a", "base_url": "http://b"}, "the same thing"),
         ({"client": "http://a"}, "must be a `myllm.AsyncClient`"),
