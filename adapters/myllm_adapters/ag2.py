@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,55 +21,33 @@ from myllm.types import ToolCall
 
 from ._clients import CALL_OPTIONS, async_client, refuse_unfit
 from ._extra import missing_extra
-from ._messages import (
-    Part,
-    Row,
-    audio_part,
-    closed,
-    content,
-    function_tool,
-    image_part,
-    text_part,
-    tool_call,
-    tool_result,
-    video_part,
-)
 
 try:
-    from ag2.compact import CompactionSummary
     from ag2.config import LLMClient, ModelConfig, ModelProvider
     from ag2.context import ConversationContext
     from ag2.events import (
         BaseEvent,
-        BinaryInput,
-        BinaryType,
-        DataInput,
-        Input,
         ModelMessage,
         ModelMessageChunk,
         ModelReasoning,
-        ModelRequest,
         ModelResponse,
-        TextInput,
         ToolCallEvent,
         ToolCallsEvent,
-        ToolResultsEvent,
-        UrlInput,
         Usage,
     )
-    from ag2.exceptions import UnsupportedInputError, UnsupportedToolError
     from ag2.response import ResponseProto
-    from ag2.tools.final import FunctionToolSchema
     from ag2.tools.schemas import ToolSchema
     from fast_depends.library.serializer import SerializerProto
 except ImportError as exc:
     raise missing_extra(__name__, "ag2", exc) from exc
 
+from ._ag2.requests import rows, shape_options, tool_options
+from ._messages import Row
+
 __all__ = ["MyLLMClient", "MyLLMConfig"]
 
 # AG2's list of providers is closed; the servers' API is this one's.
 _PROVIDER = ModelProvider.OPENAI
-_NAME = "myllm"
 _NO_PLACE = ("logprobs", "top_logprobs", "prompt_logprobs")
 # What a copy with other values of these needs new connections for.
 _CONNECTION = frozenset(
@@ -83,7 +60,7 @@ class MyLLMConfig(ModelConfig):
     """A model on servers of your own, as a model configuration of AG2.
 
     Its connections are shared by all agents that it is given to, and by its copies; `await config.close()`
-    closes them.
+    closes them, but for those of an `AsyncClient` that was given.
 
     Args:
         model: the served model's name; None asks for the first one that the server serves.
@@ -92,7 +69,7 @@ class MyLLMConfig(ModelConfig):
         port: instead of a port in the URL.
         api_key: the servers' key. Default: `MYLLM_API_KEY`.
         client: instead of all these, a `myllm.AsyncClient`, whose connections are shared, or a
-            `myllm.Client`, whose settings are.
+            `myllm.Client`, whose settings are taken over.
         engine: instead of a server, an engine in this process, as `myllm.AsyncClient` takes it.
         streaming: send what the model says chunk by chunk, as `ModelMessageChunk` events.
         **settings: as `myllm.AsyncClient` takes them (`timeout`, `max_retries`, `message_policy`, which is
@@ -169,7 +146,8 @@ class MyLLMConfig(ModelConfig):
 
     async def close(self) -> None:
         """Close the connections of the running event loop; a later call opens new ones."""
-        await self._client.close()
+        if not isinstance(self._given["client"], myllm.AsyncClient):
+            await self._client.close()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._client!r}, streaming={self.streaming!r})"
@@ -208,8 +186,8 @@ class MyLLMClient(LLMClient):
         prompt = list(context.prompt)
         if response_schema is not None and response_schema.system_prompt:
             prompt.append(response_schema.system_prompt)
-        said = _rows(prompt, messages, serializer)
-        options = {**self._options, **_tool_options(tools), **_shape_options(response_schema)}
+        said = rows(prompt, messages, serializer)
+        options = {**self._options, **tool_options(tools), **shape_options(response_schema)}
         if self._streaming:
             answer = await self._streamed(said, options, context)
         else:
@@ -265,79 +243,3 @@ def _usage(usage: myllm.Usage | None) -> Usage:
         cache_read_input_tokens=prompt.get("cached_tokens"),
         thinking_tokens=completion.get("reasoning_tokens"),
     )
-
-
-def _rows(prompt: Sequence[str], messages: Sequence[BaseEvent], serializer: SerializerProto) -> list[Row]:
-    """Return a conversation in OpenAI's format: the events of it that a model is told, in their order."""
-    out: list[Row] = [{"role": "system", "content": "\n".join(prompt)}] if prompt else []
-    for event in messages:
-        if isinstance(event, ModelRequest):
-            out.append({"role": "user", "content": _content(event.parts, serializer)})
-        elif isinstance(event, ModelResponse):
-            out.append(_assistant_row(event))
-        elif isinstance(event, ToolResultsEvent):
-            out.extend(
-                tool_result(result.parent_id, _content(result.result.parts, serializer))
-                for result in event.results
-            )
-        elif isinstance(event, CompactionSummary):
-            # As AG2's own clients put it: a user's turn, which may open a conversation.
-            out.append({"role": "user", "content": f"[Summary of earlier conversation]\n{event.summary}"})
-    return out
-
-
-def _assistant_row(event: ModelResponse) -> Row:
-    calls = [tool_call(call.id, call.name, call.arguments) for call in event.tool_calls.calls]
-    if calls:
-        return {"role": "assistant", "content": event.content, "tool_calls": calls}
-    return {"role": "assistant", "content": event.content or ""}
-
-
-def _content(parts: Iterable[Input], serializer: SerializerProto) -> str | list[Part]:
-    return content([_part(part, serializer) for part in parts])
-
-
-def _part(part: Input, serializer: SerializerProto) -> Part:
-    if isinstance(part, TextInput):
-        return text_part(part.content)
-    if isinstance(part, DataInput):
-        return text_part(serializer.encode(part.data).decode())
-    if isinstance(part, BinaryInput):
-        data = base64.b64encode(part.data).decode("ascii")
-        return _medium(part.kind, f"data:{part.media_type};base64,{data}", part.vendor_metadata.get("detail"))
-    if isinstance(part, UrlInput):
-        return _medium(part.kind, part.url)
-    raise UnsupportedInputError(type(part).__name__, _NAME)
-
-
-def _medium(kind: BinaryType, url: str, detail: str | None = None) -> Part:
-    if kind is BinaryType.IMAGE:
-        return image_part(url, detail)
-    if kind is BinaryType.AUDIO:
-        return audio_part(url)
-    if kind is BinaryType.VIDEO:
-        return video_part(url)
-    raise UnsupportedInputError(f"{kind.value} input", _NAME)
-
-
-def _tool_options(tools: Iterable[ToolSchema]) -> dict[str, Any]:
-    described = [_tool(tool) for tool in tools]
-    # Without tools, what the client's defaults say of their use is taken back.
-    return {"tools": described} if described else {"tools": [], "tool_choice": "none"}
-
-
-def _tool(tool: ToolSchema) -> dict[str, Any]:
-    if not isinstance(tool, FunctionToolSchema):
-        raise UnsupportedToolError(tool.type, _NAME)
-    if tool.defer_loading:
-        raise UnsupportedToolError("function with defer_loading", _NAME)
-    function = tool.function
-    return function_tool(function.name, function.description or None, function.parameters)
-
-
-def _shape_options(schema: ResponseProto[Any] | None) -> dict[str, Any]:
-    if schema is None or not schema.json_schema:
-        return {}
-    about = {"title": schema.name, "description": schema.description}
-    named = {name: text for name, text in about.items() if text}
-    return {"json_schema": {**closed(schema.json_schema), **named}}

@@ -17,17 +17,17 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import myllm
-from myllm import InvalidParameterError, UnsupportedFeatureError, params
+from myllm import InvalidParameterError, UnsupportedFeatureError
 from myllm.base import BaseClient
 from myllm.dialects.tokenizers import SHAPING
 from myllm.endpoints import PortSpec, UrlSpec
 from myllm.wire import ServerInfo
 
-from ._clients import CALL_OPTIONS, async_client, client_arguments, dump_client, refuse_unfit
+from ._clients import CALL_OPTIONS, async_client, client_arguments, dump_client
 from ._extra import missing_extra
 
 try:
-    from autogen_core import EVENT_LOGGER_NAME, CancellationToken, Component, Image
+    from autogen_core import EVENT_LOGGER_NAME, CancellationToken, Component
     from autogen_core.logging import LLMCallEvent, LLMStreamEndEvent, LLMStreamStartEvent
     from autogen_core.models import (
         ChatCompletionClient,
@@ -35,7 +35,6 @@ try:
         LLMMessage,
         ModelInfo,
         RequestUsage,
-        UserMessage,
     )
     from autogen_core.tools import Tool, ToolSchema
     from pydantic import BaseModel, ConfigDict, SecretStr
@@ -43,7 +42,14 @@ except ImportError as exc:
     raise missing_extra(__name__, "pyautogen", exc) from exc
 
 from ._agentchat.cancellation import Wait
-from ._agentchat.requests import ToolChoice, rows, shape_options, tool_options
+from ._agentchat.requests import (
+    ToolChoice,
+    call_options,
+    refuse_denied,
+    refuse_misplaced,
+    rows,
+    tool_options,
+)
 from ._agentchat.results import abilities, added, create_result, request_usage
 
 if TYPE_CHECKING:
@@ -130,7 +136,7 @@ class MyLLMChatCompletionClient(ChatCompletionClient, Component[MyLLMChatComplet
         self._client = async_client(
             model, base_url, url=url, port=port, api_key=api_key, client=client, engine=engine, **settings
         )
-        _refuse_unfit(self._client.defaults)
+        refuse_misplaced(self._client.defaults)
         self._owned = not isinstance(client, myllm.AsyncClient)
         self._stated = dict(model_info or {})
         self._names, self._prefixes = include_name_in_message, add_name_prefixes
@@ -171,7 +177,11 @@ class MyLLMChatCompletionClient(ChatCompletionClient, Component[MyLLMChatComplet
             asyncio.CancelledError: the token was cancelled.
         """
         said = rows(messages, names=self._names, prefixes=self._prefixes)
-        options = self._call_options(messages, tools, tool_choice, json_output, extra_create_args)
+        refuse_denied(self._stated, messages, tools, json_output)
+        options = {
+            **self._options,
+            **call_options(tools, tool_choice, json_output, extra_create_args or {}),
+        }
         answer = await Wait(cancellation_token)(self._client.chat(said, **options))
         result = self._counted(create_result(answer))
         if _events.isEnabledFor(logging.INFO):
@@ -200,7 +210,11 @@ class MyLLMChatCompletionClient(ChatCompletionClient, Component[MyLLMChatComplet
         Reasoning and calls are in the result alone. Closing the generator ends the generation. See `create`.
         """
         said = rows(messages, names=self._names, prefixes=self._prefixes)
-        options = self._call_options(messages, tools, tool_choice, json_output, extra_create_args)
+        refuse_denied(self._stated, messages, tools, json_output)
+        options = {
+            **self._options,
+            **call_options(tools, tool_choice, json_output, extra_create_args or {}),
+        }
         wait = Wait(cancellation_token)
         async with await wait(self._opened(said, options)) as stream:
             if _events.isEnabledFor(logging.INFO):
@@ -218,57 +232,6 @@ class MyLLMChatCompletionClient(ChatCompletionClient, Component[MyLLMChatComplet
         self, said: list[dict[str, Any]], options: dict[str, Any]
     ) -> myllm.AsyncStream[myllm.ChatChunk, myllm.ChatCompletion]:
         return await self._client.stream_chat(said, **options)
-
-    def _call_options(
-        self,
-        messages: Sequence[LLMMessage],
-        tools: Sequence[Tool | ToolSchema],
-        tool_choice: ToolChoice,
-        json_output: bool | type[BaseModel] | None,
-        extra: Mapping[str, Any] | None,
-    ) -> dict[str, Any]:
-        """Return the options of the SDK's call."""
-        given = dict(extra or {})
-        _refuse_unfit(given)
-        if "tool_choice" in given:
-            raise InvalidParameterError(
-                "`tool_choice` is an argument of its own: leave it out of `extra_create_args`.",
-                param="tool_choice",
-            )
-        self._refuse_what_it_cannot(messages, tools, json_output)
-        shape = shape_options(json_output)
-        if json_output and (both := params.SHAPES & params.canonical(_parameters(given)).keys()):
-            raise InvalidParameterError(
-                f"`json_output` and `{min(both)}` both say what the answer must look like: give one of them.",
-                param=min(both),
-            )
-        return {**self._options, **shape, **given, **tool_options(tools, tool_choice)}
-
-    def _refuse_what_it_cannot(
-        self,
-        messages: Sequence[LLMMessage],
-        tools: Sequence[Tool | ToolSchema],
-        json_output: bool | type[BaseModel] | None,
-    ) -> None:
-        """Refuse what the given `model_info` says that the model cannot do; the server knows the rest."""
-        images = any(
-            isinstance(part, Image)
-            for message in messages
-            if isinstance(message, UserMessage) and not isinstance(message.content, str)
-            for part in message.content
-        )
-        wanted = {
-            "vision": images,
-            "function_calling": bool(tools),
-            "json_output": json_output is True,
-            "structured_output": isinstance(json_output, type),
-        }
-        for ability, needed in wanted.items():
-            if needed and self._stated.get(ability) is False:
-                raise UnsupportedFeatureError(
-                    f"The call needs `{ability}`, which `model_info` denies; nothing was sent.",
-                    hint="Leave it out of the call, or of the client's `model_info`.",
-                )
 
     def _counted(self, result: CreateResult) -> CreateResult:
         self._total_usage = added(self._total_usage, result.usage)
@@ -388,14 +351,6 @@ async def _next(stream: myllm.AsyncStream[myllm.ChatChunk, myllm.ChatCompletion]
         return await anext(stream)
     except StopAsyncIteration:
         return None
-
-
-def _refuse_unfit(options: Mapping[str, Any]) -> None:
-    refuse_unfit(options, "AutoGen", no_place=("prompt_logprobs",))
-
-
-def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if name in params.KNOWN_NAMES}
 
 
 def _counts(result: CreateResult) -> dict[str, int]:

@@ -32,7 +32,8 @@ class Wait:
         """
         if self._token is None:
             return await awaitable
-        current = self._current = asyncio.ensure_future(awaitable)
+        current: asyncio.Future[T] = asyncio.ensure_future(awaitable)
+        self._current = current
         if self._token.is_cancelled():
             self._cancel()
         try:

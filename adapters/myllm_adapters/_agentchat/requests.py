@@ -17,10 +17,11 @@ from autogen_core.models import (
 from autogen_core.tools import Tool, ToolSchema
 from pydantic import BaseModel
 
-from myllm import InvalidParameterError
+from myllm import InvalidParameterError, UnsupportedFeatureError, params
 from myllm.constraints import schema_of
 from myllm.params import SHAPES
 
+from .._clients import refuse_unfit
 from .._messages import Row, closed, content, function_tool, image_part, text_part, tool_call, tool_result
 
 ToolChoice = Tool | Literal["auto", "required", "none"]
@@ -77,6 +78,69 @@ def _assistant_row(message: AssistantMessage) -> Row:
         return {**row, "reasoning_content": message.thought} if message.thought else row
     calls = [tool_call(call.id, call.name, call.arguments) for call in message.content]
     return {"role": "assistant", "content": message.thought or None, "tool_calls": calls}
+
+
+def refuse_misplaced(parameters: Mapping[str, Any]) -> None:
+    """Refuse parameters for which AutoGen has another place, or none; see `_clients.refuse_unfit`."""
+    refuse_unfit(parameters, "AutoGen", no_place=("prompt_logprobs",))
+
+
+def refuse_denied(
+    stated: Mapping[str, Any],
+    messages: Sequence[LLMMessage],
+    tools: Sequence[Tool | ToolSchema],
+    json_output: bool | type[BaseModel] | None,
+) -> None:
+    """Refuse what a `model_info` says that the model cannot do.
+
+    Raises:
+        UnsupportedFeatureError: naming the field.
+    """
+    images = any(
+        isinstance(piece, Image)
+        for message in messages
+        if isinstance(message, UserMessage) and not isinstance(message.content, str)
+        for piece in message.content
+    )
+    wanted = {
+        "vision": images,
+        "function_calling": bool(tools),
+        "json_output": json_output is True,
+        "structured_output": isinstance(json_output, type),
+    }
+    for ability, needed in wanted.items():
+        if needed and stated.get(ability) is False:
+            raise UnsupportedFeatureError(
+                f"The call needs `{ability}`, which `model_info` denies; nothing was sent.",
+                hint="Leave it out of the call, or of the client's `model_info`.",
+            )
+
+
+def call_options(
+    tools: Sequence[Tool | ToolSchema],
+    tool_choice: ToolChoice,
+    json_output: bool | type[BaseModel] | None,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the options of the SDK's call for the arguments of `ChatCompletionClient.create`.
+
+    Raises:
+        InvalidParameterError: an argument is not understood, or two say the same thing.
+    """
+    refuse_misplaced(extra)
+    if "tool_choice" in extra:
+        raise InvalidParameterError(
+            "`tool_choice` is an argument of its own: leave it out of `extra_create_args`.",
+            param="tool_choice",
+        )
+    shape = shape_options(json_output)
+    given = params.canonical({name: extra[name] for name in extra if name in params.KNOWN_NAMES})
+    if json_output and (both := SHAPES & given.keys()):
+        raise InvalidParameterError(
+            f"`json_output` and `{min(both)}` both say what the answer must look like: give one of them.",
+            param=min(both),
+        )
+    return {**shape, **extra, **tool_options(tools, tool_choice)}
 
 
 def tool_options(tools: Sequence[Tool | ToolSchema], choice: ToolChoice) -> dict[str, Any]:
