@@ -14,6 +14,7 @@ from autogen_agentchat.agents import AssistantAgent, SocietyOfMindAgent
 from autogen_agentchat.base import TaskResult
 from autogen_agentchat.conditions import MaxMessageTermination
 from autogen_agentchat.messages import (
+    HandoffMessage,
     ModelClientStreamingChunkEvent,
     MultiModalMessage,
     StructuredMessage,
@@ -21,7 +22,7 @@ from autogen_agentchat.messages import (
     ToolCallExecutionEvent,
     ToolCallRequestEvent,
 )
-from autogen_agentchat.teams import RoundRobinGroupChat, SelectorGroupChat
+from autogen_agentchat.teams import RoundRobinGroupChat, SelectorGroupChat, Swarm
 from autogen_core import CancellationToken, FunctionCall, Image
 from autogen_core.memory import ListMemory, MemoryContent
 from autogen_core.model_context import TokenLimitedChatCompletionContext
@@ -251,6 +252,18 @@ async def test_the_model_selects_the_next_speaker(model: MyLLMChatCompletionClie
     team = SelectorGroupChat(agents, chooser, termination_condition=MaxMessageTermination(2))
     result = await team.run(task="Hello!")
     assert [m.source for m in result.messages] == ["user", "ben"]
+
+
+async def test_a_swarm_hands_over(model: MyLLMChatCompletionClient) -> None:
+    pressed = MyLLMChatCompletionClient(
+        client=model.client, tool_choice="required", parallel_tool_calls=False
+    )
+    anna = AssistantAgent("anna", pressed, handoffs=["ben"])
+    team = Swarm([anna, AssistantAgent("ben", model)], termination_condition=MaxMessageTermination(5))
+    result = await team.run(task=QUESTION)
+    assert [m.source for m in result.messages if isinstance(m, HandoffMessage | TextMessage)] == [
+        "user", "anna", "ben",
+    ]  # fmt: skip
 
 
 async def test_a_society_speaks_with_one_voice(model: MyLLMChatCompletionClient) -> None:

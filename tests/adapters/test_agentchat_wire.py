@@ -8,6 +8,7 @@ import logging
 import pickle
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -493,8 +494,9 @@ async def test_a_broken_stream_tells_what_had_come(wire: Any) -> None:
     assert caught.value.partial.text == "par"
 
 
+@pytest.mark.parametrize("thread", [False, True])
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_cancelled_call_closes_its_connection(wire: Any, streamed: bool) -> None:
+async def test_a_cancelled_call_closes_its_connection(wire: Any, streamed: bool, thread: bool) -> None:
     gone = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -518,7 +520,10 @@ async def test_a_cancelled_call_closes_its_connection(wire: Any, streamed: bool)
     else:
         waiting = asyncio.ensure_future(model.create(M, cancellation_token=token))
     await asyncio.sleep(0.1)
-    token.cancel()
+    if thread:
+        threading.Thread(target=token.cancel).start()
+    else:
+        token.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     async with asyncio.timeout(5):

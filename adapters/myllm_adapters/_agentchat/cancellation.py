@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from autogen_core import CancellationToken
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Wait:
-    """Waits for one thing after another; the token cancels the one that is being waited for.
+    """Waits for one thing after another; the token cancels the one that is being waited for, from any thread.
 
     A token keeps whatever is linked to it for as long as it lives, so a stream links itself once and not each
     of its chunks.
@@ -24,23 +24,24 @@ class Wait:
         if token is not None:
             token.add_callback(self._cancel)
 
-    async def __call__(self, awaitable: Awaitable[T]) -> T:
-        """Return what `awaitable` comes to.
+    async def __call__(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Return what `coroutine` comes to.
 
         Raises:
             asyncio.CancelledError: the token was cancelled, now or before.
         """
         if self._token is None:
-            return await awaitable
-        current: asyncio.Future[T] = asyncio.ensure_future(awaitable)
+            return await coroutine
+        current: asyncio.Future[T] = asyncio.ensure_future(coroutine)
         self._current = current
         if self._token.is_cancelled():
-            self._cancel()
+            current.cancel()  # before it has begun
         try:
             return await current
         finally:
             self._current = None
 
     def _cancel(self) -> None:
-        if self._current is not None:
-            self._current.cancel()
+        current = self._current
+        if current is not None:
+            current.get_loop().call_soon_threadsafe(current.cancel)
