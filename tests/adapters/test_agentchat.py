@@ -259,7 +259,7 @@ async def test_a_swarm_hands_over(model: MyLLMChatCompletionClient) -> None:
         client=model.client, tool_choice="required", parallel_tool_calls=False
     )
     anna = AssistantAgent("anna", pressed, handoffs=["ben"])
-    team = Swarm([anna, AssistantAgent("ben", model)], termination_condition=MaxMessageTermination(5))
+    team = Swarm([anna, AssistantAgent("ben", model)], termination_condition=MaxMessageTermination(3))
     result = await team.run(task=QUESTION)
     assert [m.source for m in result.messages if isinstance(m, HandoffMessage | TextMessage)] == [
         "user", "anna", "ben",
