@@ -16,7 +16,7 @@ from dspy import lm15
 
 from .._messages import audio_part, function_tool, image_part, text_part, tool_result, video_part
 from .._messages import content as one_or_more
-from .parameters import PACK
+from .parameters import PACK, SERVERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,7 @@ def _extensions(config: lm15.Config) -> tuple[dict[str, Any], dict[str, Any]]:
     params: dict[str, Any] = dict(config.extensions or {})
     metadata = dict(params.pop("metadata", None) or {})
     params.update(metadata.pop(PACK, None) or {})
+    metadata.pop(SERVERS, None)  # for DSPy's cache alone
     extra_body = dict(params.pop("extra_body", None) or {})
     if metadata:
         params["metadata"] = metadata  # not a parameter of the SDK, which says so
