@@ -1,4 +1,4 @@
-"""DSPy 3's language models on your own servers: `HFClientVLLM`, `HFClientTGI` and `LM`.
+"""DSPy 3's language models on your own servers: `HFClientVLLM`, `HFClientTGI`, `Client` and `LM`.
 
     import dspy
     from myllm_adapters.dspy import HFClientVLLM
@@ -36,6 +36,7 @@ try:
 except ImportError as exc:
     raise missing_extra(__name__, "dspy", exc) from exc
 
+import myllm
 from myllm import InvalidParameterError, compat, params
 from myllm.endpoints import PortSpec, UrlSpec
 
@@ -46,11 +47,21 @@ from ._dspy.lm import CONNECTION, LM
 from ._dspy.parameters import wire
 from ._dspy.state import client_arguments, dump_client
 
-__all__ = ["LM", "AsyncEngine", "ChatAdapter", "Embedder", "Engine", "HFClientTGI", "HFClientVLLM"]
+__all__ = [
+    "LM",
+    "AsyncEngine",
+    "ChatAdapter",
+    "Client",
+    "Embedder",
+    "Engine",
+    "HFClientTGI",
+    "HFClientVLLM",
+]
 
 # DSPy's files name LMs and engines by their classes; they shall name the public place.
 LM.__module__ = Engine.__module__ = AsyncEngine.__module__ = __name__
 
+_OF_CLIENT = CONNECTION | {"api_key", "dialect", "endpoints", "engine", "http"}
 _OF_OLD = CONNECTION | {"api_key", "engine", "http_request_kwargs", "model_type", "system_prompt"}
 # What says where to connect in the words of `myllm.Client`, and the old clients' words for it.
 _INSTEAD = {
@@ -61,6 +72,30 @@ _INSTEAD = {
 }
 # What `_generate` takes beside parameters.
 _ASIDE = compat.CALL_OPTIONS | {"system_prompt"}
+
+
+class Client(LM):
+    """An LM for a server of any dialect: `LM` over a client that it makes.
+
+        dspy.configure(lm=Client("smollm2", "http://localhost:8000", temperature=0))
+
+    Args:
+        model: the served model's name; default: the first one that the server lists.
+        base_url, **kwargs: as `myllm.Client` takes them (`api_key`, `dialect`, `timeout`, `headers`,
+            `engine`, `policy`, `max_retries`, …), and as `LM` does (`supports`, `cache_scope`, `extra_body`,
+            parameters, and `dspy.LM`'s settings, of which `cache` is one).
+
+    Raises:
+        UnknownParameterError, InvalidParameterError: an argument is not understood.
+        MyLLMError: nobody names a model and the server cannot be asked.
+    """
+
+    def __init__(self, model: str | None = None, base_url: UrlSpec | None = None, **kwargs: Any) -> None:
+        connection = {name: kwargs.pop(name) for name in list(kwargs) if name in _OF_CLIENT}
+        super().__init__(myllm.Client(base_url, **client_arguments(connection)), model, **kwargs)
+
+    def _dump_connection(self) -> dict[str, Any]:
+        return dump_client(self.client)
 
 
 class HFClientLM(LM):

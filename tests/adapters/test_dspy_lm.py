@@ -21,7 +21,7 @@ from dspy.utils.exceptions import LMServerError, LMUnsupportedFeatureError
 
 import myllm
 from myllm_adapters._dspy.chat_adapter import answer_pattern
-from myllm_adapters.dspy import LM, ChatAdapter, HFClientTGI, HFClientVLLM
+from myllm_adapters.dspy import LM, ChatAdapter, Client, HFClientTGI, HFClientVLLM
 
 pytestmark = pytest.mark.filterwarnings("error::DeprecationWarning")
 
@@ -91,6 +91,14 @@ class TestClient:
         assert lm("hello") == asyncio.run(lm.acall("hello")) == ["a"]
         assert [(seen.headers["x-team"], seen.body["top_k"]) for seen in wire.seen] == [("a", 4)] * 2
         assert isinstance(lm.client, myllm.Client)
+
+    def test_it_can_be_made_on_the_way(self, wire, client):
+        lm = Client("m", wire.url, dialect="vllm", headers={"X-Team": "a"}, top_k=4, cache=False)
+        assert lm("hello", top_k=5) == lm.copy(min_p=0.1)("hello") == ["a"]
+        assert [seen.headers["x-team"] for seen in wire.seen] == ["a", "a"]
+        assert [(body["top_k"], body.get("min_p")) for body in wire.bodies] == [(5, None), (4, 0.1)]
+        with pytest.raises(myllm.UnknownParameterError, match="Did you mean `temperature`"):
+            Client("m", wire.url, temprature=0)
 
     def test_dspy_alone_retries(self, wire, client):
         wire.handler = lambda seen, reply: reply.json({}, status=503, headers={"Retry-After": "0"})

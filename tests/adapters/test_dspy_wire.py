@@ -40,7 +40,7 @@ import myllm
 import myllm.hooks
 from myllm.dialects import OpenAIDialect
 from myllm.policies import LeastInFlight
-from myllm_adapters.dspy import LM, Engine, HFClientTGI, HFClientVLLM
+from myllm_adapters.dspy import LM, Client, Engine, HFClientTGI, HFClientVLLM
 
 # Whatever DSPy will remove next, our class must not be what uses it.
 pytestmark = pytest.mark.filterwarnings("error::DeprecationWarning")
@@ -862,6 +862,7 @@ class TestObjects:
         for lm in (
             HFClientVLLM("m", wire.port, "http://127.0.0.1", hooks=hooks, **settings),
             LM(cached, "m"),
+            Client("m", endpoints=heavy, hooks=hooks, **settings),
             dspy.LM("m", engine=Engine(cached)),
         ):
             saved = json.loads(json.dumps(lm.dump_state()))

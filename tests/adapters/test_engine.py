@@ -10,12 +10,12 @@ from autogen import ConversableAgent
 
 import myllm
 from myllm_adapters.autogen import llm_config
-from myllm_adapters.dspy import LM, HFClientTGI, HFClientVLLM
+from myllm_adapters.dspy import LM, Client, HFClientTGI, HFClientVLLM
 
 QUESTION = "What is the capital of France?"
 
 
-@pytest.mark.parametrize("make", [HFClientVLLM, HFClientTGI, LM])
+@pytest.mark.parametrize("make", [HFClientVLLM, HFClientTGI, Client, LM])
 def test_dspy_s_language_models_take_an_engine(local_engine, make):
     settings = {"temperature": 0, "max_tokens": 12, "cache": False}
     if make is LM:
