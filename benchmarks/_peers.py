@@ -11,7 +11,8 @@ from typing import Any
 
 from benchmarks.stub import MODEL
 
-MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = "What is the capital of France?"
+MESSAGES = [{"role": "user", "content": QUESTION}]
 _PATH = "/v1/chat/completions"
 
 

@@ -191,6 +191,7 @@ TARGETS = (
     ("litellm, openai", 1),
     ("litellm, bare provider", 1.15),
     ("autogen, openai", 1),
+    ("agentchat, openai", 1),
 )
 """What a call through our adapter may cost at most, × the same call over another route."""
 
