@@ -239,31 +239,6 @@ def test_broken_stream(wire: Any) -> None:
     assert got == ["par"]
 
 
-def test_a_stream_takes_one_prompt(wire: Any) -> None:
-    with pytest.raises(litellm.BadRequestError, match="2 texts"):
-        litellm.text_completion(
-            model="myllm/m", prompt=["a", "b"], api_base=wire.url, dialect="vllm", stream=True
-        )
-
-
-def test_text_completion_speaks_of_prompts(wire: Any) -> None:
-    wire.answers(
-        {
-            "id": "cmpl-1",
-            "created": 1,
-            "model": "m",
-            "choices": [{"index": 0, "text": "!", "finish_reason": "stop"}],
-            "usage": ANSWER["usage"],
-        }
-    )
-    response = litellm.text_completion(
-        model="myllm/m", prompt="hi", api_base=wire.url, dialect="vllm", suffix=".", echo=True
-    )
-    assert wire.seen[0].path == "/v1/completions"
-    assert wire.bodies == [{"model": "m", "prompt": "hi", "suffix": ".", "echo": True}]
-    assert response.choices[0].text == "!"
-
-
 def watch(seen: Any, reply: Any, closed: threading.Event) -> None:
     """Set `closed` when the client leaves."""
     connection = reply._http.connection
@@ -271,44 +246,6 @@ def watch(seen: Any, reply: Any, closed: threading.Event) -> None:
     if connection.recv(1) == b"":
         closed.set()
     reply._http.close_connection = True
-
-
-async def test_a_failed_prompt_ends_the_others(wire: Any) -> None:
-    started, closed = threading.Event(), threading.Event()
-
-    def handler(seen: Any, reply: Any) -> None:
-        if seen.body["prompt"] == "slow":
-            started.set()
-            watch(seen, reply, closed)
-        else:
-            started.wait(5)
-            reply.json({"error": {"message": "no such thing"}}, 400)
-
-    wire.handler = handler
-    before = asyncio.all_tasks()
-    with pytest.raises(litellm.BadRequestError, match="no such thing") as caught:
-        await litellm.atext_completion(
-            model="myllm/m", prompt=["slow", "bad"], api_base=wire.url, dialect="vllm"
-        )
-    assert not isinstance(caught.value.__cause__, ExceptionGroup)
-    assert not [t for t in asyncio.all_tasks() - before if "complete" in t.get_coro().__qualname__]
-    assert await asyncio.to_thread(closed.wait, 5)
-
-
-def test_after_a_failed_prompt_no_other_is_sent(wire: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "_PROMPTS_AT_ONCE", 2)
-
-    def handler(seen: Any, reply: Any) -> None:
-        if seen.body["prompt"] == "slow":
-            time.sleep(0.3)
-        reply.json({"error": {"message": "no such thing"}}, 400)
-
-    wire.handler = handler
-    with pytest.raises(litellm.BadRequestError, match="no such thing"):
-        litellm.text_completion(
-            model="myllm/m", prompt=["slow", "bad", *"abcdefgh"], api_base=wire.url, dialect="vllm"
-        )
-    assert len(wire.seen) <= 3  # the two at once, and one that a free thread may have taken already
 
 
 @pytest.mark.parametrize("leave", ["close", "drop", "drop after a chunk"])

@@ -66,7 +66,7 @@ def check_arguments(model: str, arguments: Mapping[str, Any]) -> None:
     for name in _NEED_A_TEMPLATE:
         if arguments.get(name) is not None:
             raise InvalidParameterError(
-                f"`{name}` is for the server's chat template, but LiteLLM has a prompt template of {model!r}.",
+                f"`{name}` is for the server's chat template, but LiteLLM has a template of {model!r}.",
                 param=name,
                 hint="Leave one of them out.",
             )
