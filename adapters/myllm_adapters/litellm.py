@@ -80,7 +80,7 @@ def register(
     # LiteLLM does this in its first call; `get_llm_provider` and `Router` want to know the provider before.
     custom_llm_setup()  # type: ignore[no-untyped-call]
     announce(provider)
-    # Else LiteLLM's cache takes two calls for one that differ in `regex=`, `top_k=` or another of these alone.
+    # Else LiteLLM's cache takes calls for one that differ in nothing but `regex=`, `top_k=` and the like.
     litellm.enable_caching_on_provider_specific_optional_params = True
     return made
 

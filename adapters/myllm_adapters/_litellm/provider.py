@@ -113,7 +113,7 @@ class MyLLMProvider(CustomLLM):
     def _vectors(self, job: EmbeddingJob, answer: myllm.Embeddings) -> Any:
         describe(self.provider, job.model, "embedding")
         job.logging.post_call(original_response=answer.raw)
-        return embedding_response(answer, job.encoding, self.provider, job.model)
+        return embedding_response(answer, self.provider, job.model)
 
     def _writer(self, job: Job) -> ChunkWriter:
         describe(self.provider, job.model, "chat")

@@ -110,7 +110,6 @@ class EmbeddingJob:
 
     model: str
     texts: list[Any] | str
-    encoding: str
     place: Place | None
     arguments: dict[str, Any]
     logging: Any
@@ -123,15 +122,9 @@ class EmbeddingJob:
             InvalidParameterError: a value makes no sense.
         """
         arguments, place = _arguments(request, connections)
-        encoding = arguments.pop("encoding_format", None) or "float"
-        if encoding not in ("float", "base64"):
-            raise myllm.InvalidParameterError(
-                f"`encoding_format={encoding!r}` must be 'float' or 'base64'.", param="encoding_format"
-            )
         job = cls(
             model=request["model"],
             texts=request["input"],
-            encoding=encoding,
             place=place,
             arguments=arguments,
             logging=request["logging_obj"],

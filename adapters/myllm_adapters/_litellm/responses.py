@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -76,13 +74,11 @@ def text_response(answers: Sequence[Completion], provider: str, model: str) -> T
     )
 
 
-def embedding_response(answer: Embeddings, encoding: str, provider: str, model: str) -> EmbeddingResponse:
-    """Return the vectors of texts; `encoding` "base64": as OpenAI packs them, little-endian 32-bit floats."""
-    vectors: list[Any] = answer.vectors
-    if encoding == "base64":
-        vectors = [_packed(vector) for vector in vectors]
+def embedding_response(answer: Embeddings, provider: str, model: str) -> EmbeddingResponse:
+    """Return the vectors of texts."""
     data = [
-        {"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)
+        {"object": "embedding", "index": index, "embedding": vector}
+        for index, vector in enumerate(answer.vectors)
     ]
     usage = answer.usage
     return of_provider(
@@ -97,10 +93,6 @@ def embedding_response(answer: Embeddings, encoding: str, provider: str, model: 
         ),
         provider,
     )
-
-
-def _packed(vector: Sequence[float]) -> str:
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def _legacy_logprobs(answer: Completion, index: int, logprobs: Logprobs | None) -> dict[str, Any] | None:
