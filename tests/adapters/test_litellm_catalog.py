@@ -114,6 +114,24 @@ def test_parameters_of_openais_that_no_server_has_are_refused_or_dropped(
         litellm.completion(model="myllm/m", **ask, repitition_penalty=1.1, drop_params=True)
 
 
+def test_what_litellm_keeps_from_other_providers_has_a_way_round(ask: dict[str, Any], wire: Any) -> None:
+    with pytest.raises(litellm.UnsupportedParamsError, match="reasoning_effort"):
+        litellm.completion(model="myllm/m", **ask, reasoning_effort="low")
+    litellm.completion(
+        model="myllm/m", **ask, reasoning_effort="low", allowed_openai_params=["reasoning_effort"]
+    )
+    assert wire.bodies[0]["reasoning_effort"] == "low"
+    wire.answers({"data": [{"index": 0, "embedding": [1.0]}], "model": "m"})
+    embed: Any = {"model": "myllm/m", "input": ["x"], "api_base": ask["api_base"], "dialect": "vllm"}
+    with pytest.raises(litellm.UnsupportedParamsError, match="dimensions"):
+        litellm.embedding(**embed, dimensions=1)
+    response = litellm.embedding(**embed, extra_body={"dimensions": 1}, truncate_prompt_tokens=5)
+    assert wire.bodies[1] == {"model": "m", "input": ["x"], "truncate_prompt_tokens": 5, "dimensions": 1}
+    assert response.usage.prompt_tokens == 0  # the server counted nothing
+    with pytest.raises(litellm.BadRequestError, match="`temperature` says how to generate"):
+        litellm.embedding(**embed, temperature=1)
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 async def test_parameters_that_this_server_lacks_are_refused_or_dropped(
     ask: dict[str, Any], wire: Any, asynchronous: bool, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import litellm
@@ -34,9 +35,13 @@ ANSWER = {
 
 
 @pytest.fixture(autouse=True)
-def _own_templates(monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_templates(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Take what a test registers away again."""
     monkeypatch.setattr(litellm, "custom_prompt_dict", {})
-    monkeypatch.setattr(litellm, "known_tokenizer_config", dict(litellm.known_tokenizer_config))
+    known = set(litellm.known_tokenizer_config)
+    yield
+    for name in set(litellm.known_tokenizer_config) - known:
+        del litellm.known_tokenizer_config[name]
 
 
 @pytest.fixture

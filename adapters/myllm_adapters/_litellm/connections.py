@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -64,9 +65,11 @@ class Connections:
             InvalidParameterError: an argument is no address, key or certificate, or says nothing here.
         """
         if self._sync is None or api_base:
-            base = api_base or litellm.api_base or None
-            endpoints = resolve_endpoints(base, api_key or None) if is_named(base) else ()
-            return Place(endpoints, model, dialect or "auto", _verify(ssl_verify))
+            environment = tuple((name, os.environ.get(name, "")) for name in _VARIABLES)
+            endpoints = _servers(api_base or litellm.api_base or None, api_key or None, environment)
+            has_certificate = any(endpoint.url.startswith("https:") for endpoint in endpoints)
+            verify = _verify(ssl_verify) if has_certificate else True
+            return Place(endpoints, model, dialect or "auto", verify)
         for name, value in (("api_key", api_key), ("dialect", dialect), ("ssl_verify", ssl_verify)):
             if value is not None:
                 raise myllm.InvalidParameterError(
@@ -99,6 +102,18 @@ class Connections:
         if endpoints is None:
             endpoints = await asyncio.to_thread(_engine, place.model)
         return _async_client(endpoints, place.dialect, place.verify)
+
+
+_VARIABLES = ("MYLLM_BASE_URL", "OPENAI_BASE_URL", "MYLLM_API_KEY", "OPENAI_API_KEY")
+
+
+@lru_cache(maxsize=256)
+def _servers(
+    api_base: str | None, api_key: str | None, environment: tuple[tuple[str, str], ...]
+) -> tuple[Endpoint, ...]:
+    """Return the server that a call and the environment name; empty when neither names one."""
+    environ = dict(environment)
+    return resolve_endpoints(api_base, api_key, environ) if is_named(api_base, environ) else ()
 
 
 _engines: dict[str, tuple[Endpoint]] = {}

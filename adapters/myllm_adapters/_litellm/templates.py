@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import litellm
+from litellm.constants import known_tokenizer_config
 from litellm.litellm_core_utils.prompt_templates.factory import custom_prompt
 
 from myllm import InvalidParameterError
 
 # LiteLLM's own knowledge of some models' templates, which is not the user's wish.
-_KNOWN = dict(litellm.known_tokenizer_config)
+_KNOWN = dict(known_tokenizer_config)
 _NEED_A_TEMPLATE = (
     "tools",
     "tool_choice",
@@ -74,7 +75,7 @@ def check_arguments(model: str, arguments: Mapping[str, Any]) -> None:
 
 def registered_chat_template(provider: str, model: str) -> str | None:
     """Return the Jinja template that `litellm.register_prompt_template(tokenizer_config=…)` was given."""
-    entry = _of(litellm.known_tokenizer_config, provider, model)
+    entry = _of(known_tokenizer_config, provider, model)
     if not entry or any(entry is known for known in _KNOWN.values()):
         return None
     template = (entry.get("tokenizer") or {}).get("chat_template")
