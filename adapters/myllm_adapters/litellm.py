@@ -56,9 +56,9 @@ def register(
         litellm.completion(model="house/smollm2", messages=messages)
 
     Args:
-        client: what calls without `api_base` go through, with its servers, defaults, limits, cache and hooks,
-            but without its retries, which are LiteLLM's. It stays yours to close. None: see the top of this
-            module.
+        client: what calls without `api_base` go through, with its servers (or its engine), defaults, limits,
+            cache and hooks, but without its retries and timeout, which are LiteLLM's. It stays yours to
+            close. None: see the top of this module.
         provider: the prefix of its models. Registered again, it goes through the new client.
 
     Returns:

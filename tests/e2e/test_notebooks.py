@@ -31,6 +31,14 @@ def test_the_quickstart_tells_its_story():
     assert any("teacher" in text and "child" in text for text in texts)
 
 
+def test_no_call_fails_when_both_servers_of_a_router_die():
+    texts = _run("litellm")
+    assert "48 questions, 48 answers" in "".join(texts)
+    (table,) = [text for text in texts if text.startswith("answered by")]
+    assert all(who in table for who in ("first server", "second server", "this process"))
+    assert any("No server answers at" in text for text in texts)
+
+
 def _run(name: str) -> list[str]:
     """Run a notebook; return the text that each code cell shows."""
     (path,) = [path for path in NOTEBOOKS if path.stem == name]

@@ -104,7 +104,8 @@ class MyLLMProvider(CustomLLM):
 
     def _response(self, job: Job, answers: Sequence[Any]) -> Any:
         describe(self.provider, job.model, "chat")
-        job.logging.post_call(original_response=[answer.raw for answer in answers])
+        raw = [answer.raw for answer in answers]
+        job.logging.post_call(original_response=raw[0] if len(raw) == 1 else raw)
         if job.kind == "text":
             return text_response(answers, self.provider, job.model)
         make: Callable[..., Any] = chat_response if job.kind == "chat" else templated_response

@@ -16,12 +16,12 @@ from myllm.params import KNOWN_NAMES
 from .connections import Connections, Place
 from .templates import check_arguments, registered_chat_template, registered_prompt
 
-_OF_CALL = frozenset(RequestOptions.__annotations__)
-# LiteLLM takes these for parameters of every provider like OpenAI's and hands them on; the SDK has none of
-# them. They are what `drop_params` may drop.
-_OPENAI_ONLY = (
-    frozenset(litellm.OpenAILikeChatConfig().get_supported_openai_params("")) - KNOWN_NAMES - _OF_CALL
-)
+# OpenAI's parameters, which LiteLLM hands on to all providers like OpenAI's; `drop_params` is about them.
+_OPENAI = frozenset(litellm.OpenAILikeChatConfig().get_supported_openai_params("")) | {
+    "best_of", "echo", "suffix",
+}  # fmt: skip
+# Those that no server has.
+_OPENAI_ONLY = _OPENAI - KNOWN_NAMES - frozenset(RequestOptions.__annotations__)
 # `stream` is known from the method, the usage of a stream is always asked for, and LiteLLM retries by itself.
 _NOT_SENT = ("stream", "stream_options", "max_retries")
 
@@ -38,7 +38,7 @@ class Job:
         prompts: of the two other kinds.
         place: where it goes; None: through the registered client.
         arguments: of the SDK's call. Under `drop_params` they may become fewer.
-        droppable: whether parameters of OpenAI's that the server lacks may be left out.
+        droppable: whether those of OpenAI's parameters that the server lacks may be left out.
         logging: LiteLLM's log of this call.
     """
 
@@ -58,7 +58,8 @@ class Job:
         """Read a request for text.
 
         Raises:
-            InvalidParameterError: LiteLLM has no way to carry what was asked, or a value makes no sense.
+            InvalidParameterError: a value makes no sense, or says nothing here.
+            UnsupportedFeatureError: LiteLLM has no way to carry what was asked.
         """
         model, messages = request["model"], request["messages"]
         settings = request.get("litellm_params") or {}
@@ -101,7 +102,8 @@ class Job:
 
     def drop(self, error: myllm.UnsupportedFeatureError) -> bool:
         """Drop the parameter that a server lacks, where that was asked for; tell whether anything changed."""
-        return self.droppable and self.arguments.pop(error.param or "", None) is not None
+        name = error.param
+        return self.droppable and name in _OPENAI and self.arguments.pop(name, None) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
