@@ -248,6 +248,24 @@ def watch(seen: Any, reply: Any, closed: threading.Event) -> None:
     reply._http.close_connection = True
 
 
+async def test_a_cancelled_call_closes_its_connection(wire: Any) -> None:
+    arrived, closed = threading.Event(), threading.Event()
+
+    def handler(seen: Any, reply: Any) -> None:
+        arrived.set()
+        watch(seen, reply, closed)
+
+    wire.handler = handler
+    call = asyncio.create_task(
+        litellm.acompletion(model="myllm/m", messages=M, api_base=wire.url, dialect="vllm")
+    )
+    assert await asyncio.to_thread(arrived.wait, 5)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert await asyncio.to_thread(closed.wait, 5)
+
+
 @pytest.mark.parametrize("leave", ["close", "drop", "drop after a chunk"])
 def test_a_stream_that_is_left_closes_its_connection(wire: Any, leave: str) -> None:
     closed = threading.Event()
