@@ -6,6 +6,7 @@ import asyncio
 import gc
 import http.server
 import json
+import queue
 import ssl
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import litellm
 import pytest
+from litellm.integrations.custom_logger import CustomLogger
 
 import myllm_adapters.litellm as adapter
 
@@ -387,29 +389,28 @@ def test_clients_are_reused(wire: Any) -> None:
     assert len(ports) == 2
 
 
-def test_callbacks_see_calls(wire: Any) -> None:
-    from litellm.integrations.custom_logger import CustomLogger
-
-    wire.answers(ANSWER)
-    seen: list[str] = []
+def test_callbacks_see_calls_whole_and_streamed(wire: Any) -> None:
+    seen: queue.Queue[tuple[Any, ...]] = queue.Queue()
 
     class Logger(CustomLogger):
         def log_pre_api_call(self, model: Any, messages: Any, kwargs: Any) -> None:
-            seen.append("pre")
+            seen.put(("pre", kwargs["additional_args"]["api_base"]))
 
         def log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
-            seen.append(response_obj.choices[0].message.content)
+            usage = response_obj.usage.total_tokens
+            seen.put((response_obj.choices[0].message.content, usage, kwargs["response_cost"]))
 
-    logger = Logger()
-    litellm.callbacks.append(logger)
+    request: Any = {"model": "myllm/m", "messages": M, "api_base": wire.url, "dialect": "vllm"}
+    litellm.callbacks.append(logger := Logger())
     try:
-        litellm.completion(model="myllm/m", messages=M, api_base=wire.url, dialect="vllm")
-        deadline = time.monotonic() + 5
-        while len(seen) < 2 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wire.answers(ANSWER)
+        litellm.completion(**request)
+        assert [seen.get(timeout=10) for _ in range(2)] == [("pre", wire.url), ("ok", 7, 0.0)]
+        wire.streams(event({"content": "ok"}), event({}, "stop"), USAGE_EVENT, DONE)
+        list(litellm.completion(**request, stream=True))
+        assert [seen.get(timeout=10) for _ in range(2)] == [("pre", wire.url), ("ok", 7, 0.0)]
     finally:
         litellm.callbacks.remove(logger)
-    assert seen == ["pre", "ok"]
 
 
 def test_several_event_loops(wire: Any) -> None:

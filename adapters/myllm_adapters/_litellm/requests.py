@@ -103,7 +103,9 @@ class Job:
     def drop(self, error: myllm.UnsupportedFeatureError) -> bool:
         """Drop the parameter that a server lacks, where that was asked for; tell whether anything changed."""
         name = error.param
-        return self.droppable and name in _OPENAI and self.arguments.pop(name, None) is not None
+        if not self.droppable or name is None or name not in _OPENAI:
+            return False
+        return self.arguments.pop(name, None) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
