@@ -283,6 +283,7 @@ def said_by(role, *blocks):
         ({"output_config": {"effort": "huge"}}, "`output_config.effort` must be one of"),
         ({"tools": [{**TOOL, "name": "a b"}]}, "A function's name"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
+        ({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}, "contexts are not edited"),
         ({"system": [CALL]}, "'tool_use' do not belong to the role 'system'"),
         (said_by("user", {"type": "document", "source": {}}), "messages[0].content[0].type: Blocks of the type 'document'"),
         (said_by("user", {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}), "image"),
@@ -368,5 +369,6 @@ def test_what_asks_for_nothing_is_accepted(http):
         "thinking": {"type": "disabled"},
         "tool_choice": {"type": "none"},
         "tools": [],
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
     }
     assert http.post("/v1/messages", json=body).status_code == 200

@@ -96,6 +96,11 @@ class OutputFormat(StrictModel):
 class OutputConfig(StrictModel):
     """Configure the answer."""
 
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"task_budget": ()}
+    reasons: ClassVar[dict[str, str]] = {
+        "task_budget": "is not told to the model: `max_tokens` limits the answer"
+    }
+
     effort: str | None = None
     format: OutputFormat | None = None
 
@@ -103,8 +108,32 @@ class OutputConfig(StrictModel):
 class MessagesPrompt(StrictModel):
     """Hold what makes the prompt of an answer: all that is needed to count its tokens."""
 
-    # They concern Anthropic's service.
-    no_effect: ClassVar[frozenset[str]] = CACHE | {"speed", "user_profile_id", "workspace_id"}
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "compaction": (),
+        # The last one asks for nothing to be cleared.
+        "context_management": (
+            {},
+            {"edits": []},
+            {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        ),
+        "mcp_servers": ([],),
+        "thread": (),
+    }
+    reasons: ClassVar[dict[str, str]] = {
+        "compaction": "is not available: ask for a summary in a message",
+        "context_management": "is not available: contexts are not edited here",
+        "mcp_servers": "are not called by this server: call them, and send their tools in `tools`",
+        "thread": "is kept by Anthropic: send all messages",
+    }
+    # They concern Anthropic's service, or what follows when its models decline.
+    no_effect: ClassVar[frozenset[str]] = CACHE | {
+        "billing_policy",
+        "fallback_credit_token",
+        "fallbacks",
+        "speed",
+        "user_profile_id",
+        "workspace_id",
+    }
 
     model: str | None = Field(None, description="A served name; may be left out.")
     messages: Annotated[list[Turn], Field(fail_fast=True)] = Field(min_length=1, max_length=4096)
@@ -175,16 +204,14 @@ class MessagesRequest(MessagesPrompt):
     """Ask for the next message of a conversation."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **MessagesPrompt.unsupported,
         **{name: UNSUPPORTED[name] for name in ("ec_transfer_params", "kv_transfer_params", "vllm_xargs")},
         "container": (),
-        "context_management": (),
-        "mcp_servers": ([],),
     }
     reasons: ClassVar[dict[str, str]] = {
         **REASONS,
+        **MessagesPrompt.reasons,
         "container": "is Anthropic's: no code runs here",
-        "context_management": "is not available: contexts are not edited here",
-        "mcp_servers": "are not called by this server: call them, and send their tools in `tools`",
     }
     # As above, or about images handed between vLLM's servers.
     no_effect: ClassVar[frozenset[str]] = MessagesPrompt.no_effect | {

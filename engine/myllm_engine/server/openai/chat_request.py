@@ -133,7 +133,7 @@ class ChatRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatRequest:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise refusal("`top_logprobs` needs `logprobs`: true", "top_logprobs")
         if self.continue_final_message and self.add_generation_prompt is not False:
             raise refusal(

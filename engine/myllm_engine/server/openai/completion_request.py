@@ -52,9 +52,6 @@ class CompletionRequest(GenerationRequest):
     ] = Field(description="A text, several texts, or token ids in place of a text.")
     logprobs: StrictInt | None = Field(None, description="Log-probabilities of so many likely tokens.")
     echo: bool | None = Field(None, description="Begin the text with the prompt.")
-    best_of: StrictInt | None = Field(
-        None, le=128, description="Make so many, return the `n` likeliest by token, when all have ended."
-    )
     add_special_tokens: bool | None = Field(None, description="Tokenize with the model's BOS; default true.")
 
     @model_validator(mode="after")
@@ -79,4 +76,4 @@ class CompletionRequest(GenerationRequest):
         params = super().sampling_params(max_tokens=max_tokens, logprobs=logprobs)
         if self.echo and logprobs is not None:
             params = replace(params, prompt_logprobs=max(logprobs, self.prompt_logprobs or 0))
-        return replace(params, best_of=self.best_of)
+        return params
