@@ -163,17 +163,50 @@ def test_fields_that_ask_for_nothing_are_accepted(healthy, extra):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "says", "param"),
     [
-        (b'{"prompt": ', "not valid JSON"),
-        (b"", "no body"),
-        (b"[1, 2]", "JSON object"),
-        (b'{"prompt": "x", "temperature": NaN}', "temperature"),
+        (b'{"prompt": ', "not valid JSON", None),
+        (b'{"prompt": "caf\xe9"}', "not valid JSON: 'utf-8' codec can't decode byte 0xe9", None),
+        (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", "not valid JSON: Exceeds the limit", None),
+        (b"[" * 100_000, "not valid JSON: maximum recursion depth", None),
+        (b"", "no body", None),
+        (b"[1, 2]", "JSON object", None),
+        (b'{"prompt": "x", "temperature": NaN}', "temperature", "temperature"),
     ],
 )
-def test_a_body_that_is_no_json_object_is_a_400(healthy, content, says):
+def test_a_body_that_is_no_json_object_is_a_400(healthy, content, says, param):
     response = healthy.post("/v1/completions", content=content, headers={"content-type": "application/json"})
     assert response.status_code == 400
+    assert says in response.json()["error"]["message"]
+    assert response.json()["error"]["param"] == param
+
+
+def said_by_user(content):
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "says"),
+    [
+        ("chat/completions", said_by_user(5), "messages[0].content", "`messages[0].content`: input should be a valid string, or input should be a valid list"),
+        ("chat/completions", said_by_user([{"text": "x"}]), "messages[0].content", "parts of the type 'None' are not read"),
+        ("chat/completions", said_by_user([{"type": "text", "text": 5}]), "messages[0].content[0].text", "`messages[0].content[0].text`: input should be a valid string"),
+        ("chat/completions", said_by_user([{"type": "text", "txt": 5}]), "messages[0].content[0].txt", "did you mean `text`?"),
+        ("chat/completions", said_by_user([{"type": "image_url", "image_url": {"url": 5}}]), "messages[0].content[0].image_url.url", "a valid string"),
+        ("chat/completions", {**CHAT, "stop": [None]}, "stop[0]", "`stop[0]`: input should be a valid string"),
+        ("chat/completions", {**CHAT, "guided_json": [1]}, "guided_json", "a valid dictionary, or input should be a valid string"),
+        ("chat/completions", {**CHAT, "tools": [{"function": {"name": "f"}}], "tool_choice": {"type": "function"}}, "tool_choice.function", "`tool_choice.function` is required"),
+        ("chat/completions", {**CHAT, "tools": [{"type": "function", "name": "f"}]}, "tools[0]", "is written for /v1/responses"),
+        ("completions", {"prompt": [1.5]}, "prompt[0]", "`prompt[0]`: input should be a valid string, or input should be a valid list"),
+        ("embeddings", {"input": [CHAT["messages"][0]]}, "input[0]", "`input[0]`: input should be a valid string"),
+        ("embeddings", {"input": ["a", ""]}, "input", "The prompt is empty"),
+        ("responses", {"input": 5}, "input", "`input`: input should be a valid list"),
+    ],
+)  # fmt: skip
+def test_a_value_that_fits_no_member_of_a_union_is_told_by_its_own_path(healthy, path, body, param, says):
+    response = healthy.post(f"/v1/{path}", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
     assert says in response.json()["error"]["message"]
 
 

@@ -172,7 +172,7 @@ def test_anthropics_api_shows_images(seeing: str, tiny: Any):
         ({"type": "base64", "data": "AAAA"}, "`media_type` is required by this type"),
         ({"type": "url"}, "`url` is required by this type"),
         ({"type": "url", "url": "https://example.org/x.png"}, "`--allow-image-urls`"),
-        ({"type": "file", "file_id": "x"}, "'base64' or 'url'"),
+        ({"type": "file", "file_id": "x"}, "send the image itself"),
     ],
 )
 def test_what_is_no_good_image_to_anthropics_api(seeing: str, source: dict[str, Any], says: str):

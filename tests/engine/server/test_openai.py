@@ -399,6 +399,21 @@ def test_a_prompt_too_long_is_told_in_words_that_clients_know(client, engine, st
     assert caught.value.param == "max_tokens"
 
 
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"max_tokens": 10**6}, "max_tokens"),
+        ({"max_completion_tokens": 10**6}, "max_completion_tokens"),
+        ({"messages": [{"role": "user", "content": "word " * 9000}]}, "messages"),
+        ({"min_tokens": 10**6}, "min_tokens"),
+    ],
+)
+def test_what_a_chat_has_no_room_for_is_told_by_its_field(http, change, param):
+    response = http.post("/v1/chat/completions", json={"messages": CHAT, **change})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+
+
 def test_a_long_prompt_is_tokenized_aside(client, engine):
     text = "word " * 200 + " " * 20_000
     answer = client.completions.create(model="smollm2", prompt=text, max_tokens=1)

@@ -29,6 +29,9 @@ class Text(StrictModel):
 class ImageSource(StrictModel):
     """Say where an image is: in the request or on the web."""
 
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"file_id": ()}
+    reasons: ClassVar[dict[str, str]] = {"file_id": "is of Anthropic's files: send the image itself"}
+
     type: Literal["base64", "url"]
     media_type: str | None = None
     data: str | None = None

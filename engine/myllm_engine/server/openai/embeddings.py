@@ -24,6 +24,7 @@ from .errors import OpenAIRoute
 from .ids import answer_id, engine_id
 from .models import lora_of, resolve_model
 from .protocol import NO_EFFECT, TokenIds, Truncation
+from .translation import told_as
 
 if TYPE_CHECKING:
     from ...models.vision import ExpandedPrompt
@@ -128,6 +129,22 @@ async def create_embedding(body: EmbeddingRequest, context: Context, http: HttpR
             "dimensions",
         )
     name = answer_id("embd", body.request_id, http)
+    with told_as({"prompt": "input" if body.messages is None else "messages"}):
+        requests = await _requests(body, model, name, context, http)
+        generation = await Generation.open(context, requests, http)
+    await generation.collect(http)
+    data = [
+        {"index": index, "object": "embedding", "embedding": _encode(body, embedding or [])}
+        for index, embedding in enumerate(generation.embeddings)
+    ]
+    counts = {"prompt_tokens": generation.prompt_tokens, "total_tokens": generation.prompt_tokens}
+    head = {"id": name, "object": "list", "created": int(time.time()), "model": model}
+    return json_response({**head, "data": data, "usage": counts})
+
+
+async def _requests(
+    body: EmbeddingRequest, model: str, name: str, context: ServerContext, http: HttpRequest
+) -> list[Request]:
     requests = []
     for index, (whole, seen) in enumerate(await _prompts(body, context, http)):
         token_ids = body.truncate(whole, context, 0, side="right")
@@ -142,15 +159,7 @@ async def create_embedding(body: EmbeddingRequest, context: Context, http: HttpR
                 pooling=context.settings.pooling or "last",
             )
         )
-    generation = await Generation.open(context, requests, http)
-    await generation.collect(http)
-    data = [
-        {"index": index, "object": "embedding", "embedding": _encode(body, embedding or [])}
-        for index, embedding in enumerate(generation.embeddings)
-    ]
-    counts = {"prompt_tokens": generation.prompt_tokens, "total_tokens": generation.prompt_tokens}
-    head = {"id": name, "object": "list", "created": int(time.time()), "model": model}
-    return json_response({**head, "data": data, "usage": counts})
+    return requests
 
 
 async def _prompts(

@@ -75,6 +75,8 @@ class FunctionCall(StrictModel):
 class MessageToolCall(StrictModel):
     """Hold one call in an assistant's message."""
 
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"custom": ()}
+    reasons: ClassVar[dict[str, str]] = {"custom": "does not exist on this server: it calls functions"}
     # Clients send back the calls of a stream as they came.
     no_effect: ClassVar[frozenset[str]] = frozenset({"index"})
 
@@ -132,9 +134,9 @@ class Message(StrictModel):
         parts = [_in_full(part) for part in content]
         for part in parts:
             kind = part.get("type") if isinstance(part, dict) else None
-            if isinstance(kind, str) and kind not in _PART_TYPES:
+            if kind not in _PART_TYPES:
                 raise refusal(
-                    f"Content parts of the type {kind[:50]!r} are not read by this server; "
+                    f"Content parts of the type {str(kind)[:50]!r} are not read by this server; "
                     f"it reads {', '.join(_PART_TYPES)}"
                 )
         return parts

@@ -67,6 +67,11 @@ class ToolDefinition(StrictModel):
                 f"Tools of the type {str(kind)[:50]!r} do not exist on this server: it calls functions",
                 "type",
             )
+        if isinstance(data, dict) and "function" not in data and "name" in data:
+            raise refusal(
+                'A tool must be {"type": "function", "function": {"name": …}} here; what holds `name` itself '
+                "is written for /v1/responses"
+            )
         return data
 
     def for_template(self) -> dict[str, Any]:
