@@ -36,12 +36,14 @@ class CompletionRequest(GenerationRequest):
         **UNSUPPORTED,
         "prompt_embeds": ([],),
         "suffix": ("",),
+        "thinking_token_budget": (-1,),
     }
     reasons: ClassVar[dict[str, str]] = {
         **REASONS,
         "prompt_embeds": "are not taken: send `prompt` as text or as token ids",
         "suffix": "is not taken: models that fill in the middle have a format of their own for it: write "
         "`prompt` in that",
+        "thinking_token_budget": "is of chats: thoughts are not told apart in completions",
     }
 
     prompt: Annotated[

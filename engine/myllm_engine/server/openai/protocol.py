@@ -22,7 +22,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "ec_transfer_params": (),
     "kv_transfer_params": (),
     "logits_processors": ([],),
-    "thinking_token_budget": (-1,),
     "vllm_xargs": ({},),
 }
 
@@ -32,7 +31,6 @@ REASONS: dict[str, str] = {
     "kv_transfer_params": _NO_TRANSFER,
     "logits_processors": "are not taken: they name code that the server would run; use `logit_bias`, "
     "`bad_words` or `structured_outputs`",
-    "thinking_token_budget": "is not enforced here: `max_tokens` limits thoughts and answer together",
     "vllm_xargs": "are not taken: this server has no extensions that would read them",
 }
 
