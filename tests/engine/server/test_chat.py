@@ -173,6 +173,20 @@ def test_a_constrained_answer_follows_limited_thoughts(serve, monkeypatch):
             assert read(answer["choices"][0]["message"]), answer
 
 
+def test_anthropics_budget_limits_thoughts(serve, monkeypatch):
+    monkeypatch.setitem(registry._PARSERS, "special", LIMITED["special"])
+    asked = [{"role": "user", "content": "Say hi"}]
+    body = {"messages": asked, "temperature": 0, "max_tokens": 12}
+    with serve(ServerSettings(reasoning_parser="special")) as live:
+
+        def kinds(thinking):
+            answer = httpx.post(f"{live.url}/v1/messages", json={**body, "thinking": thinking}, timeout=60)
+            return [block["type"] for block in answer.json()["content"]]
+
+        assert kinds({"type": "enabled", "budget_tokens": 4}) == ["thinking", "text"]
+        assert kinds({"type": "adaptive"}) == ["thinking"]
+
+
 def test_thoughts_that_no_single_token_ends_cannot_be_limited(serve):
     with serve(ServerSettings(reasoning_parser="granite")) as live:
         body = {"messages": [{"role": "user", "content": "hi"}], "thinking_token_budget": 4}

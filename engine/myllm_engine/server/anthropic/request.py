@@ -21,6 +21,7 @@ NAMES = {
     "reasoning_effort": "output_config.effort",
     "response_format": "output_config.format",
     "stop": "stop_sequences",
+    "thinking_token_budget": "thinking.budget_tokens",
 }
 
 
@@ -78,7 +79,7 @@ class ToolChoice(StrictModel):
 
 
 class ThinkingConfig(StrictModel):
-    """Say whether a reasoning model thinks. The budget is a hint, as it is to Anthropic's models."""
+    """Say whether a reasoning model thinks, and how much; see `MessagesRequest.thinking_budget`."""
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: StrictInt | None = Field(None, ge=1)
@@ -243,6 +244,11 @@ class MessagesRequest(MessagesPrompt):
     def shows_thinking(self) -> bool:
         """Tell whether the answer has what the model thinks."""
         return self.thinking is None or self.thinking.display != "omitted"
+
+    @property
+    def thinking_budget(self) -> int | None:
+        """Return how many tokens the thoughts may take, where somebody tells them apart; None: no limit."""
+        return self.thinking.budget_tokens if self.thinking and self.thinking.type == "enabled" else None
 
     def chat_fields(self) -> dict[str, Any]:
         """Return the body of a chat request of the same conversation; None is a field left out."""

@@ -97,7 +97,7 @@ class ReasoningParser:
     def _thoughts(self, starts: Sequence[str], limit: ThoughtLimit | None) -> dict[str, Any]:
         if limit is None:
             return _either([_tag(start, end) for start in starts for end in self.ends])
-        # Ends stand as text: llguidance cannot take back a plain token (a draft) that was asked for by its id.
+        # Ends stand as text: llguidance cannot take back a plain token, as of a draft, asked for by its id.
         excluded = list(limit.end_token_ids)
         return _sequence(
             _either([_const(start) for start in starts]),
