@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import anthropic
 import httpx
@@ -250,6 +251,36 @@ def test_an_empty_answer_is_an_empty_block(scripted, said):
         body = {"messages": CHAT, "max_tokens": 5}
         answer = httpx.post(f"{live.url}/v1/messages", json=body).json()
         assert answer["content"] == [{"type": "text", "text": ""}]
+
+
+def test_the_sdks_runner_of_tools_goes_on_without_a_thread(client):
+    called = []
+
+    @anthropic.beta_tool
+    def get_weather(city: Literal["Paris", "Rome"]) -> str:
+        """Look up the weather.
+
+        Args:
+            city: where.
+        """
+        called.append(city)
+        return "sunny"
+
+    runner = client.beta.messages.tool_runner(
+        model="smollm2",
+        max_tokens=60,
+        messages=CHAT,
+        tools=[get_weather],
+        tool_choice={"type": "any", "disable_parallel_tool_use": True},
+        max_iterations=2,
+    )
+    first, second = runner
+    assert [block.input["city"] for block in (*first.content, *second.content)] == called
+    # The second prompt holds the first call and its result.
+    tokens = [
+        message.usage.input_tokens + message.usage.cache_read_input_tokens for message in (first, second)
+    ]
+    assert tokens[1] > tokens[0]
 
 
 # What is refused
