@@ -9,7 +9,14 @@ import openai
 import pytest
 
 from myllm_engine.config import EngineConfig
-from myllm_engine.errors import EngineDeadError, EngineError, InvalidRequestError, QueueFullError
+from myllm_engine.errors import (
+    ContextLengthError,
+    EngineDeadError,
+    EngineError,
+    InvalidRequestError,
+    QueueFullError,
+)
+from myllm_engine.server.settings import ServerSettings
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -234,6 +241,50 @@ def test_unknown_routes_answer_json(healthy, method, path, status):
     response = healthy.request(method, path)
     assert response.status_code == status
     assert response.json()["error"]["code"] == status
+
+
+FULL = QueueFullError("5 requests wait already")
+LONG = ContextLengthError.for_model(prompt_tokens=9000, max_tokens=16, limit=8192)
+
+
+@pytest.mark.parametrize(
+    ("request_", "raised", "status", "kind", "says"),
+    [
+        (("POST", "completions", {"prompt": "x", "top_p": 7}), None, 400, "BadRequestError", "`top_p`"),
+        (("POST", "completions", {"prompt": "x", "n": "y"}), None, 400, "BadRequestError", "`n`: input should be a valid integer"),
+        (("POST", "completions", b"{"), None, 400, "BadRequestError", "not valid JSON"),
+        (("POST", "completions", {"prompt": "x"}), LONG, 400, "BadRequestError", "This model's maximum context length is 8192 tokens. However, you requested 9016"),
+        (("POST", "completions", {"prompt": "x"}), None, 401, "AuthenticationError", "Unauthorized"),
+        (("GET", "models/x", None), None, 404, "NotFoundError", "'x' does not exist here"),
+        (("POST", "completions", {"prompt": "x", "model": "x"}), None, 404, "NotFoundError", "'x' does not exist here"),
+        (("GET", "nowhere", None), None, 404, "NotFoundError", "Not Found: GET /v1/nowhere"),
+        (("GET", "completions", None), None, 405, "MethodNotAllowedError", "Method Not Allowed: GET /v1/completions"),
+        (("POST", "completions", {"prompt": "x" * 2000}), None, 413, "RequestEntityTooLargeError", "1000 bytes"),
+        (("POST", "completions", {"prompt": "x"}), EngineError("no numbers"), 500, "InternalServerError", "no numbers"),
+        (("POST", "completions", {"prompt": "x"}), EngineDeadError("gone"), 500, "InternalServerError", "The engine has stopped"),
+        (("POST", "completions", {"prompt": "x"}), KeyError("secret"), 500, "InternalServerError", "its log has the details"),
+        (("POST", "completions", {"prompt": "x"}), FULL, 503, "ServiceUnavailableError", "5 requests wait already"),
+    ],
+)  # fmt: skip
+def test_each_failure_has_its_status_shape_and_words(scripted, request_, raised, status, kind, says):
+    method, path, body = request_
+    key = "wrong" if status == 401 else "right"
+    settings = ServerSettings(api_keys=("right",), max_body_size=1000)
+    with scripted([] if raised is None else [raised], settings) as live:
+        response = httpx.request(
+            method,
+            f"{live.url}/v1/{path}",
+            content=body if isinstance(body, bytes) else None if body is None else json.dumps(body),
+            headers={"content-type": "application/json", "authorization": f"Bearer {key}"},
+        )
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert ("retry-after" in response.headers) == (status == 503)
+    assert list(response.json()) == ["error"]
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["code"]) == (kind, status)
+    assert says in error["message"]
 
 
 def test_a_full_queue_is_a_503_that_says_when_to_retry(scripted):
