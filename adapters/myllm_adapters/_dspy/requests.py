@@ -14,7 +14,7 @@ from typing import Any
 
 from dspy import lm15
 
-from .parameters import PACK
+from .parameters import PACK, SERVERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,7 @@ def _extensions(config: lm15.Config) -> tuple[dict[str, Any], dict[str, Any]]:
     params: dict[str, Any] = dict(config.extensions or {})
     metadata = dict(params.pop("metadata", None) or {})
     params.update(metadata.pop(PACK, None) or {})
+    metadata.pop(SERVERS, None)  # for DSPy's cache alone
     extra_body = dict(params.pop("extra_body", None) or {})
     if metadata:
         params["metadata"] = metadata  # not a parameter of the SDK, which says so

@@ -66,6 +66,11 @@ def dialect_of(client: BaseClient, endpoint: str | None = None) -> Dialect:
     return get_dialect("openai")
 
 
+def servers(client: BaseClient) -> str:
+    """Return what tells a client's servers from others: their URLs, in one order."""
+    return " ".join(sorted({status.url for status in client.endpoints()}))
+
+
 def dump_client(client: BaseClient) -> dict[str, Any]:
     """Return the keyword arguments that make such a client again, as JSON.
 
