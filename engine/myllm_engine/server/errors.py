@@ -171,11 +171,11 @@ def _param(error: Any, body: Any) -> str | None:
     if error["type"] == "json_invalid":
         return None
     path = []
-    for part in location:
+    for left, part in enumerate(location, start=1 - len(location)):
         if (isinstance(body, dict) and part in body) or (isinstance(body, list) and part in range(len(body))):
             path.append(part)
             body = body[part]
-        elif place != "body" or (error["type"] == "missing" and part is location[-1]):
+        elif place != "body" or (error["type"] == "missing" and not left):
             path.append(part)
     return field_path(path, (error.get("ctx") or {}).get("field"))
 
