@@ -28,7 +28,6 @@ try:
     from autogen.oai.client import OpenAILLMConfigEntry
     from pydantic import field_serializer
 
-    from ._autogen.served import NO_KEY, ServedClient
     from ._autogen.settings import Subject, read_settings
 except ImportError as exc:
     raise missing_extra(__name__, "autogen", exc) from exc
@@ -65,15 +64,7 @@ class MyLLMConfigEntry(OpenAILLMConfigEntry):
 
     def __init__(self, client: Subject, *, price: Sequence[float] = (0, 0), **settings: Any) -> None:
         parts = read_settings(client, settings)
-        super().__init__(
-            model=parts.model,
-            base_url=f"{parts.endpoints[0].url}/v1",
-            api_key=NO_KEY,
-            price=list(price),
-            max_retries=0,  # the client's are enough
-            http_client=ServedClient(parts.client, parts.extra_body),
-            **parts.served(),
-        )
+        super().__init__(model=parts.model, price=list(price), **parts.served())
 
     @field_serializer("http_client", when_used="json")
     def _no_client_in_json(self, client: httpx.Client | None) -> None:

@@ -54,7 +54,7 @@ def agents(config: Any, names: list[str] = NAMES) -> list[ConversableAgent]:
 
 
 def names_in(result: Any) -> list[str]:
-    return [message["name"] for message in result.chat_history]
+    return [message["name"] for message in result.chat_history if "name" in message]  # a user has none
 
 
 def test_agents_take_turns(client: myllm.Client) -> None:
@@ -92,7 +92,7 @@ def test_a_pattern_with_turns(client: myllm.Client) -> None:
         messages="Hello!",
         max_rounds=4,
     )
-    assert names_in(result)[1:] == ["anna", "ben", "cleo"]
+    assert names_in(result) == ["anna", "ben", "cleo"]
     assert last.name == "cleo"
     usage = result.cost["usage_including_cached_inference"]
     assert usage["total_cost"] == 0
@@ -110,12 +110,18 @@ def test_a_pattern_in_which_the_model_chooses(client: myllm.Client) -> None:
         messages="Hello!",
         max_rounds=4,
     )
-    assert names_in(result)[1] == "anna"
-    assert set(names_in(result)[1:]) <= set(NAMES)
+    assert names_in(result)[0] == "anna"
+    assert set(names_in(result)) <= set(NAMES)
     assert len(result.chat_history) == 4
 
 
-@pytest.fixture(scope="module", params=[PAGE_S_TEMPLATE, "mistral"], ids=["AutoGen's page", "mistral"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(PAGE_S_TEMPLATE, id="AutoGen's page"),
+        pytest.param("mistral", id="mistral", marks=pytest.mark.slow),
+    ],
+)
 def strict_engine(request: pytest.FixtureRequest) -> Iterator[Any]:
     """An engine whose template wants user and assistant to take turns."""
     from myllm_engine import AsyncEngine, EngineConfig

@@ -23,7 +23,8 @@ NO_KEY = "EMPTY"
 """`openai` insists on a key; the client has its own."""
 
 _SUBJECT = frozenset({"messages", "prompt", "model", "stream", "stream_options"})
-_HOW_TO_USE_TOOLS = frozenset({"tool_choice", "parallel_tool_calls"})
+HOW_TO_USE_TOOLS = frozenset({"tool_choice", "parallel_tool_calls"})
+"""Parameters that mean nothing in a request without tools, and are refused there."""
 _OTHER_SHAPES = SHAPES - {"response_format"}
 _CHAT, _COMPLETION = "/chat/completions", "/completions"
 # Headers that `openai` sends with every request; what else there is, its user asked for.
@@ -54,6 +55,22 @@ class ServedClient(httpx.Client):
         self.client = client
         self._as_is = frozenset(as_is)
 
+    def build_request(
+        self,
+        method: str,
+        url: Any,
+        *,
+        content: Any = None,
+        headers: Any = None,
+        timeout: Any = None,
+        **rest: Any,
+    ) -> httpx.Request:
+        """Build a request that is answered here: without a connection's headers, and `timeout` as given."""
+        if content is None:
+            return super().build_request(method, url, headers=headers, **rest)
+        stream = httpx.ByteStream(content)
+        return httpx.Request(method, url, headers=headers, stream=stream, extensions={"timeout": timeout})
+
     def send(self, request: httpx.Request, *, stream: bool = False, **kwargs: Any) -> httpx.Response:
         """Answer a request.
 
@@ -73,8 +90,8 @@ class ServedClient(httpx.Client):
                 status=404,
                 hint="Give AutoGen a plain entry for anything else: `config_list(client, plain=True)`.",
             )
-        body = json.loads(request.content)
-        options = _options(body, self._as_is)
+        body = json.loads(request.read())
+        options = _options(body, self.client, self._as_is)
         options.update(extra_headers=_headers(request), timeout=_limits(self.client.timeout, request))
         chat = path.endswith(_CHAT)
         if not stream:
@@ -133,11 +150,11 @@ class _Events(httpx.SyncByteStream):
         self._stream.close()
 
 
-def _options(body: Mapping[str, Any], as_is: Collection[str]) -> dict[str, Any]:
-    """Return a request's fields, but for its subject, as options of the client's call."""
+def _options(body: Mapping[str, Any], client: Client, as_is: Collection[str]) -> dict[str, Any]:
+    """Return a request's fields as options of a call, but for its subject and what the client says anyway."""
     aside = _SUBJECT
     if not body.get("tools"):
-        aside |= _HOW_TO_USE_TOOLS
+        aside |= HOW_TO_USE_TOOLS
     if body.get("response_format") is not None:
         aside |= _OTHER_SHAPES
     options: dict[str, Any] = {"model": body.get("model")}
@@ -145,17 +162,17 @@ def _options(body: Mapping[str, Any], as_is: Collection[str]) -> dict[str, Any]:
     for name, value in body.items():
         if name in aside:
             continue
-        if name in KNOWN_NAMES and name not in as_is:
-            options[name] = value
-        else:
+        if name not in KNOWN_NAMES or name in as_is:
             extra[name] = value
+        elif client.defaults.get(name) != value:
+            options[name] = value
     return {**options, "extra_body": extra}
 
 
 def _limits(own: Timeout, request: httpx.Request) -> Timeout:
     """Return the client's limits, lowered to the `timeout` of AutoGen's configuration if that has one."""
-    given = request.extensions.get("timeout", {}).get("read")
-    if given is None:
+    given = request.extensions["timeout"]
+    if not isinstance(given, int | float):  # `openai` hands over this client's own, which is none
         return own
     waits = {name: _least(getattr(own, name), given) for name in ("connect", "first_byte", "idle")}
     return Timeout(**waits, total=own.total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,13 +10,13 @@ from myllm import Client, HTTPOptions, InvalidParameterError, UnsupportedFeature
 from myllm.compat import CLIENT_OPTIONS, HFClient
 from myllm.constraints import schema_in
 from myllm.dialects import get_dialect
-from myllm.endpoints import Endpoint, resolve_endpoints
+from myllm.endpoints import resolve_endpoints
 from myllm.engines import refuse_places
 from myllm.errors import short
-from myllm.params import KNOWN_NAMES, Parameters, build, unknown_parameter
+from myllm.params import KNOWN_NAMES, PARAMETER_NAMES, Parameters, build, unknown_parameter
 from myllm.wire import Call, ServerInfo
 
-from .served import NO_KEY
+from .served import HOW_TO_USE_TOOLS, NO_KEY, ServedClient
 
 Subject = Client | HFClient | str
 """What answers: a client, one of DSPy's old ones, or the name of a model for a client to be made."""
@@ -28,9 +28,10 @@ AUTOGEN_NAMES = frozenset(
 """Names that an entry hands to AutoGen as they are."""
 _PLACE = frozenset({"base_url", "url", "port", "api_key", "engine", "http", "dialect"})
 _ANEW = frozenset({"timeout", "max_retries", "hedge_after", "coalesce", "cache", "message_policy"})
-# Parameters that AutoGen has fields for; all others reach the server by way of `extra_body`, which `openai`
-# puts on top of the request's own fields.
-_OF_AUTOGEN = frozenset({"max_tokens", "temperature", "top_p", "n"})
+# AutoGen's own fields. All that is not said with them reaches the server by way of `extra_body`, which
+# `openai` puts on top of a request; it takes less time there, too.
+_READ = frozenset({"n"})  # AutoGen must know how many answers to put together
+_KNOWN = frozenset({"n", "max_tokens", "temperature", "top_p"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +41,8 @@ class Settings:
     Attributes:
         client: answers.
         model: the name to ask for.
-        params: the client's parameters and the entry's, checked.
-        autogen: what AutoGen takes as it is.
+        params: the client's parameters and the entry's, checked, but for `response_format`.
+        autogen: what AutoGen takes as it is, `response_format` among it.
         extra_body: fields to be sent as they are.
     """
 
@@ -51,14 +52,18 @@ class Settings:
     autogen: dict[str, Any]
     extra_body: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def endpoints(self) -> list[Endpoint]:
-        """The client's servers."""
-        return list(self.client.__getstate__()["endpoints"])
-
     def served(self) -> dict[str, Any]:
         """Return the fields of an entry whose requests the client answers."""
-        return {**_fields(self.params.set_values(), self.extra_body), **self.autogen}
+        says = {**dict.fromkeys(PARAMETER_NAMES), **self.params.set_values()}  # and nothing else by itself
+        client = self.client.with_options(**{**says, **dict.fromkeys(HOW_TO_USE_TOOLS)})
+        return {
+            **_fields(self.params.set_values(), self.extra_body, _READ),
+            **self.autogen,
+            "base_url": f"{client.endpoints()[0].url}/v1",
+            "api_key": NO_KEY,
+            "max_retries": 0,  # the client's are enough
+            "http_client": ServedClient(client, self.extra_body),
+        }
 
     def plain(self) -> list[dict[str, Any]]:
         """Return an OpenAI-compatible entry for each server, which AutoGen sends to by itself.
@@ -81,7 +86,7 @@ class Settings:
                 hint="Leave `plain` out: then the client asks the server in its own words.",
             )
         words = {name: value for name, value in requests[0].json.items() if name not in ("model", "messages")}
-        fields = {**_fields(words, self.extra_body), **self.autogen}
+        fields = {**_fields(words, self.extra_body, _KNOWN), **self.autogen}
         if state["headers"]:
             fields["default_headers"] = {**state["headers"], **fields.get("default_headers", {})}
         return [
@@ -106,28 +111,28 @@ def read_settings(subject: Subject, given: Mapping[str, Any]) -> Settings:
     extra_body = given.pop("extra_body", None)
     if extra_body is not None and not isinstance(extra_body, Mapping):
         raise InvalidParameterError(f"`extra_body={extra_body!r}` must be a mapping.", param="extra_body")
-    client, defaults = _client(subject, given)
+    client = _client(subject, given)
     autogen = {name: given.pop(name) for name in AUTOGEN_NAMES & given.keys()}
     for name in given:
         if name not in KNOWN_NAMES:
             raise unknown_parameter(name)
-    params = build(given, defaults)
+    params = build(given, client.defaults)
     if (form := autogen.pop("response_format", params.response_format)) is not None:
         autogen["response_format"] = _response_format(form)
+        params = params.model_copy(update={"response_format": None})
     return Settings(
         client=client,
         model=client.model or client.models()[0].id,
-        params=params.model_copy(update={"response_format": None}),
+        params=params,
         autogen=autogen,
         extra_body=dict(extra_body or {}),
     )
 
 
-def _client(subject: Subject, given: dict[str, Any]) -> tuple[Client, Mapping[str, Any]]:
-    """Return the client and its parameters; takes the arguments that are about it out of `given`."""
+def _client(subject: Subject, given: dict[str, Any]) -> Client:
+    """Return the client; takes the arguments that are about it out of `given`."""
     if isinstance(subject, str):
-        return _new_client(subject, given), {}
-    defaults: Mapping[str, Any]
+        return _new_client(subject, given)
     if isinstance(subject, HFClient):
         if subject.system_prompt or subject.model_type == "text":
             name = "system_prompt" if subject.system_prompt else "model_type"
@@ -136,9 +141,9 @@ def _client(subject: Subject, given: dict[str, Any]) -> tuple[Client, Mapping[st
                 "AutoGen's agents hold chats, and each has a `system_message` of its own.",
                 param=name,
             )
-        client, defaults = subject.client.with_options(model=subject.model), subject.kwargs
+        client = subject.client.with_options(model=subject.model, **subject.kwargs)
     elif isinstance(subject, Client):
-        client, defaults = subject, subject.defaults
+        client = subject
     else:
         raise InvalidParameterError(
             f"{subject!r} is neither a `myllm.Client` nor the name of a model.", param="client"
@@ -151,7 +156,7 @@ def _client(subject: Subject, given: dict[str, Any]) -> tuple[Client, Mapping[st
     options = {name: given.pop(name) for name in _ANEW & given.keys()}
     if client.__getstate__()["message_policy"] == "as_is":
         options.setdefault("message_policy", "auto")
-    return client.with_options(**options), defaults
+    return client.with_options(**options)
 
 
 def _new_client(model: str, given: dict[str, Any]) -> Client:
@@ -183,14 +188,16 @@ def _response_format(form: Any) -> Any:
     return schema
 
 
-def _fields(params: Mapping[str, Any], extra_body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters as an entry has them: in AutoGen's own fields what these can hold, the rest aside."""
+def _fields(
+    params: Mapping[str, Any], extra_body: Mapping[str, Any], named: Collection[str]
+) -> dict[str, Any]:
+    """Return parameters as an entry has them: `named` ones in AutoGen's own fields, where these hold them."""
     top: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for name, value in params.items():
         # AutoGen loses a 0 when it copies a configuration (`LLMConfigEntry.apply_application_config`), and
         # its temperature stops at 1.
-        fits = name in _OF_AUTOGEN and value and not (name == "temperature" and value > 1)
+        fits = name in named and value and not (name == "temperature" and value > 1)
         (top if fits else extra)[name] = value
     extra.update(extra_body)
     return {**top, "extra_body": extra} if extra else top
