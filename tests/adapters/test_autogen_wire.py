@@ -255,6 +255,9 @@ def test_copies_and_dumps(wire: Any) -> None:
     assert entry.model_dump()["http_client"] is client
     assert LLMConfig(entry).model_dump()["config_list"][0]["http_client"] is client
     assert json.loads(entry.model_dump_json())["http_client"] is None
+    with pytest.raises(TypeError, match="ServedClient is not JSON serializable"):
+        LLMConfig(entry).model_dump_json()  # AutoGen's own way; plain entries can be written
+    assert "secret" in llm_config("m", url=wire.url, api_key="secret", plain=True).model_dump_json()
     assert "secret" not in repr(entry)
     assert "secret" not in repr(LLMConfig(entry))
     again = pickle.loads(pickle.dumps(entry))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -42,6 +43,15 @@ def test_autogen_s_people_look_up_prices_talk_and_are_counted():
     assert len(prompts) >= 3
     assert sum(prompts) == int(counts.splitlines()[-1].split()[2])
     assert any("second run: 0 calls to the server" in text for text in texts)
+
+
+def test_dspy_compiles_a_program_that_is_better():
+    texts = _run("dspy")
+    (shown,) = re.findall(r"\{'no examples'[^}]*\}", "".join(texts))
+    scores = ast.literal_eval(shown)
+    assert scores["bootstrapped"] >= scores["no examples"] + 25
+    assert any(re.search(r"[1-9]\d* of them kept", text) for text in texts)
+    assert any(text.startswith("True Prediction(") for text in texts)
 
 
 def _run(name: str) -> list[str]:
