@@ -6,12 +6,14 @@ import copy
 import json
 import pickle
 
+import litellm
 import pytest
 from autogen import ConversableAgent, register_function
 
 import myllm
 from myllm_adapters.autogen import llm_config
 from myllm_adapters.dspy import LM, Client, HFClientTGI, HFClientVLLM
+from myllm_adapters.litellm import register
 
 QUESTION = "What is the capital of France?"
 
@@ -59,6 +61,16 @@ def test_autogen_s_agents_call_tools_of_an_engine_s_model(local_engine, stream):
         assert chat[2]["content"] == greet(**json.loads(call["function"]["arguments"]))
         with pytest.raises(myllm.InvalidParameterError, match="an engine in this process has no address"):
             llm_config(client, plain=True)
+
+
+async def test_litellm_s_provider_takes_an_engine(local_engine, monkeypatch):
+    monkeypatch.setattr(litellm, "custom_provider_map", list(litellm.custom_provider_map))
+    register(myllm.Client(engine=local_engine, temperature=0, max_tokens=12), "here")
+    asked = {"model": "here/smollm2", "messages": [{"role": "user", "content": QUESTION}]}
+    with myllm.Client(engine=local_engine, temperature=0, max_tokens=12) as client:
+        expected = client.chat(QUESTION).text
+    assert litellm.completion(**asked).choices[0].message.content == expected
+    assert (await litellm.acompletion(**asked)).choices[0].message.content == expected
 
 
 def test_autogen_is_told_that_an_engine_has_no_address(local_engine):

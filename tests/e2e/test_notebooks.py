@@ -45,6 +45,14 @@ def test_autogen_s_people_look_up_prices_talk_and_are_counted():
     assert any("second run: 0 calls to the server" in text for text in texts)
 
 
+def test_no_call_fails_when_both_servers_of_a_router_die():
+    texts = _run("litellm")
+    assert "48 questions, 48 answers" in "".join(texts)
+    (table,) = [text for text in texts if text.startswith("answered by")]
+    assert all(who in table for who in ("first server", "second server", "this process"))
+    assert any("No server answers at" in text for text in texts)
+
+
 def test_dspy_compiles_a_program_that_is_better():
     texts = _run("dspy")
     (shown,) = re.findall(r"\{'no examples'[^}]*\}", "".join(texts))
