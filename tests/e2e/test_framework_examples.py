@@ -110,11 +110,11 @@ def short(tokens: int) -> list[str]:
 
 def written(page: str, block: str, **places: object) -> str:
     """Return a page's block with the page's substitutions."""
-    text = textwrap.dedent(PAGES[page][block])
+    text = PAGES[page][block]
     for theirs, ours, _ in SUBSTITUTIONS[page]:
         if theirs in text:
             text = text.replace(theirs, re.sub(r"{(\w+)}", lambda match: str(places[match[1]]), ours))
-    return text
+    return textwrap.dedent(text)
 
 
 @pytest.mark.parametrize("page", PAGES)
