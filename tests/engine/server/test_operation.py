@@ -158,6 +158,16 @@ def test_the_address_for_people():
         assert url(sock, scheme="https") == f"https://127.0.0.1:{port}"
 
 
+def test_a_name_with_addresses_of_both_kinds_is_that_of_ipv4(monkeypatch):
+    found = [
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with bind(Listen(host="localhost", port=0)) as sock:
+        assert sock.getsockname()[0] == "127.0.0.1"
+
+
 def test_certificates_are_checked_before_anything_is_loaded(certificate, tmp_path):
     certificate.check()
     Tls(certificate.keyfile, certificate.certfile, certificate.ca_certs, ssl.CERT_REQUIRED).check()

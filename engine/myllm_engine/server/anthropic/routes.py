@@ -29,7 +29,7 @@ async def create_message(body: MessagesRequest, context: Context, http: HttpRequ
     message_id = f"msg_{uuid.uuid4().hex}"
     with told_as(NAMES):
         chat = chat_request(body.chat_fields())
-        conversation = await Conversation.open(chat, context, http, message_id)
+        conversation = await Conversation.open(chat, context, http, message_id, stream=bool(body.stream))
     writer = MessageWriter(message_id, conversation.model, shows_thinking=body.shows_thinking)
     headers = {"request-id": message_id}
     if body.stream:

@@ -55,9 +55,15 @@ class Conversation:
 
     @classmethod
     async def open(
-        cls, body: ChatRequest, context: ServerContext, http: HttpRequest, request_id: str | None = None
+        cls,
+        body: ChatRequest,
+        context: ServerContext,
+        http: HttpRequest,
+        request_id: str | None = None,
+        *,
+        stream: bool = False,
     ) -> Conversation:
-        """Render the conversation, submit it and wait for the first output.
+        """Render the conversation, submit it and wait for the first output; for `stream` see `Generation`.
 
         Raises:
             InvalidRequestError, ProblemError: the request cannot be served.
@@ -86,7 +92,9 @@ class Conversation:
         )
         role = settings.response_role if body.add_generation_prompt is not False else body.messages[-1].role
         try:
-            generation = await Generation.open(context, [request], http, interval=body.stream_interval)
+            generation = await Generation.open(
+                context, [request], http, interval=body.stream_interval, stream=stream
+            )
         except InvalidRequestError as error:
             if error.param == "tools":
                 raise invalid(f"The tools cannot be called as described: {error}", "tools") from error
