@@ -84,14 +84,14 @@ def _origin(ctx: Any, param: Any) -> tuple[str, str]:
     match "" if source is None else source.name:
         case "ENVIRONMENT":
             variable = next(filter(is_set, param.envvar))
-            hint = ""
-            if variable == f"{PREFIX}PORT" and "://" in os.environ[variable]:
+            value, hint = os.environ[variable], ""
+            if variable == f"{PREFIX}PORT" and "://" in value:
                 hint = (
-                    " Kubernetes sets this variable where there is a service named myllm: give --port, or "
-                    "set `enableServiceLinks: false` in the pod."
+                    "; Kubernetes sets this variable where there is a service named myllm: give --port, or "
+                    "set `enableServiceLinks: false` in the pod"
                 )
-            return f"{names} (variable {variable})", hint
+            return f"{names} (variable {variable}: {value!r})", hint
         case "DEFAULT_MAP":
-            return f"{names} (file {ctx.params['config']!r})", ""
+            return f"{names} (file {ctx.params['config']!r}: {ctx.default_map[param.name]!r})", ""
         case _:
             return names, ""

@@ -58,18 +58,18 @@ def test_what_may_be_the_model_or_a_value_is_asked(run):
 def test_a_wrong_value_is_told_with_its_place(run, tmp_path):
     file = tmp_path / "server.yaml"
     file.write_text("port: many")
-    assert "for '--port' / '-p': 'many' is not" in said(run("--port", "many", PORT="1", COLUMNS="200"))
-    assert "for '--port' / '-p' (variable PORT): 'many' is not" in said(run(PORT="many", COLUMNS="200"))
+    assert "for '--port' / '-p': Input should be" in said(run("--port", "many", PORT="1", COLUMNS="200"))
+    assert "for '--port' / '-p' (variable PORT: 'many'): Input" in said(run(PORT="many", COLUMNS="200"))
     words = said(run(PORT="1", MYLLM_PORT="many", COLUMNS="200"))
-    assert "(variable MYLLM_PORT): 'many' is not" in words
+    assert "(variable MYLLM_PORT: 'many'): Input should be" in words
     assert "Kubernetes" not in words
-    assert f"(file '{file}'): 'many' is not" in said(run("--config", str(file), COLUMNS="400"))
+    assert f"(file '{file}': 'many'): Input should be" in said(run("--config", str(file), COLUMNS="400"))
 
 
 def test_what_kubernetes_puts_into_our_variable_is_explained(configured, run):
     link = "tcp://10.96.0.1:8000"
     words = said(run(MYLLM_PORT=link, COLUMNS="200"))
-    assert f"(variable MYLLM_PORT): '{link}' is not" in words
+    assert f"(variable MYLLM_PORT: '{link}'): Input should be" in words
     assert "Kubernetes sets this variable" in words
     assert configured("--port", "9", MYLLM_PORT=link).listen.port == 9
 
