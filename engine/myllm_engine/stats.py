@@ -44,7 +44,7 @@ class StepStats:
 
     Attributes:
         tokens: tokens that a step computed, of prompts and completions together.
-        prompts: prompts that a step read from, where it read from any.
+        prompts: sequences of whose prompts a step read, where it read of any.
         prefill_seconds: time of the steps that read from prompts, whatever else they did.
         decode_seconds: time of the other ones.
     """

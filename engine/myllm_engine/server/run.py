@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ _BACKLOG = 2048
 # For the engine's current step, and for what worker threads are at.
 _END_SECONDS = 3.0
 _DRAIN_TICK = 0.05  # seconds between two looks at whether requests still run
+_HASTE = 1.0  # seconds in which clients are told that their requests are ended by a second Ctrl-C
 _NEEDED = ("torch", "transformers", "fastapi", "uvicorn", "orjson", "prometheus_client")
 _TRACING = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 
@@ -174,19 +176,25 @@ def _make_server(
 
     class Server(uvicorn.Server):
         # While requests run it goes on listening, so that load balancers read at /health that they must go
-        # elsewhere. Once the grace is over the engine is closed: unfinished requests then fail, and their
-        # clients are told so; uvicorn alone would cut the connections.
+        # elsewhere. Once the grace is over, or at a second Ctrl-C (`force_exit`), the engine is closed:
+        # unfinished requests then fail, and their clients are told so; uvicorn alone would cut them off.
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             traffic.draining = True
-            end = time.monotonic() + shutdown_timeout
             timer = asyncio.get_running_loop().call_later(shutdown_timeout, _start_once, closing)
             try:
-                # As uvicorn waits for its own flags, such as `force_exit`, which a signal sets.
-                while traffic.in_flight and time.monotonic() < end and not self.force_exit:  # noqa: ASYNC110
-                    await asyncio.sleep(_DRAIN_TICK)
+                await drained(shutdown_timeout, hurried=lambda: self.force_exit)
+                if self.force_exit:
+                    _start_once(closing)
+                    await drained(_HASTE)
                 await super().shutdown(sockets)
             finally:
                 timer.cancel()
+
+    async def drained(seconds: float, hurried: Callable[[], bool] = lambda: False) -> None:
+        end = time.monotonic() + seconds
+        # As uvicorn waits for its own flags, such as `force_exit`, which a signal sets.
+        while traffic.in_flight and time.monotonic() < end and not hurried():  # noqa: ASYNC110
+            await asyncio.sleep(_DRAIN_TICK)
 
     tls = listen.tls
     return Server(

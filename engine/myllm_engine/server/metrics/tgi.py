@@ -1,7 +1,7 @@
 """Name what was counted as TGI does (router/src/server.rs, backends/v3/src/backend.rs).
 
 Its phases of a step (forward, decode, filter, concat) are one here: `tgi_batch_inference_duration`. There is
-no batch that waits, either: `tgi_batch_next_size` counts the prompts that a step reads from.
+no batch that waits, either: `tgi_batch_next_size` counts the sequences of whose prompts a step reads.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def families(engine: AsyncEngine, recorder: Recorder, traffic: Traffic, labels: 
         held * engine.config.page_size,
         labels,
     )
-    yield histogram("tgi_batch_next_size", "Prompts that a step reads from.", steps.prompts, labels)
+    yield histogram("tgi_batch_next_size", "Sequences of whose prompts a step reads.", steps.prompts, labels)
     seconds = {"prefill": steps.prefill_seconds, "decode": steps.decode_seconds}
     counts = {method: sum(each.counts) for method, each in seconds.items()}
     yield bare_counter("tgi_batch_inference_count", "Steps begun.", counts, labels, by="method")
