@@ -7,6 +7,7 @@ The module imports neither torch nor an HTTP library: `myllm serve --help` is qu
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from typing import Any
 
@@ -16,6 +17,7 @@ from .flags.command import Flags
 from .flags.option import PREFIX, is_set, options, signature
 from .flags.parsing import ServeCommand
 from .listen import StartError
+from .logs import FORMATS, LEVELS, configure, tell
 
 _DAY = 86_400  # seconds
 _VARIABLES = {name: info.envvar or () for group in Flags.groups() for name, _, info, _ in options(group)}
@@ -47,7 +49,7 @@ def serve(ctx: typer.Context, **given: Any) -> None:
     try:
         code = _run(ctx, Flags.read(given))
     except StartError as error:
-        typer.echo(f"myllm serve: {error}", err=True)
+        tell(f"myllm serve: {error}", level=logging.ERROR)
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
@@ -64,7 +66,6 @@ def _run(ctx: typer.Context, flags: Flags) -> int:
     """Run the server, and return the exit code of the process."""
     from . import run as runner
     from .lifetime import exit_with_parent as watch_parent
-    from .logs import configure
 
     _check(ctx, flags)
     log = flags.log
@@ -77,7 +78,7 @@ def _run(ctx: typer.Context, flags: Flags) -> int:
     if flags.process.exit_with_parent:
         watch_parent(flags.process.shutdown_timeout)
     for note in _notes(ctx, flags):
-        typer.echo(f"myllm serve: {note}", err=True)
+        tell(f"myllm serve: {note}", level=logging.WARNING)
     runner.check_installed(tracing=log.otlp_traces_endpoint is not None)
     try:
         config, settings, listen = flags.engine_config(), flags.server_settings(), flags.listen()
@@ -99,8 +100,6 @@ def _check(ctx: typer.Context, flags: Flags) -> None:
     Raises:
         StartError: with exit code 2.
     """
-    from .logs import FORMATS, LEVELS
-
     log, model = flags.log, flags.model
     for name, value, known in (
         ("--log-level", log.log_level, LEVELS),

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from ..config import EngineConfig
 from ..errors import ModelLoadError
 from .lifetime import exit_despite_threads
 from .listen import Listen, StartError, bind, bind_error, is_open, url
+from .logs import tell
 
 if TYPE_CHECKING:
     from ..async_engine import AsyncEngine
@@ -84,8 +84,7 @@ def run(
     if listen.tls is not None:
         listen.tls.check()
     sock = bind(listen)
-    sys.stderr.write(f"Loading {config.model} …\n")
-    sys.stderr.flush()
+    tell(f"Loading {config.model} …")
     try:
         engine = _load(config)
         # Closing waits for the engine's current step; nobody waits for this thread longer than for others.
@@ -153,8 +152,17 @@ def _serve(
     except OSError as error:  # Somebody else began to listen while the model was loading.
         raise bind_error(listen, error) from error
     scheme = "http" if listen.tls is None else "https"
-    sys.stderr.write(banner(engine, settings, sock, app.version, scheme=scheme))
-    sys.stderr.flush()
+    tell(
+        banner(engine, settings, sock, app.version, scheme=scheme),
+        url=url(sock, scheme=scheme) + settings.http.root_path,
+        served_model_names=settings.served_model_names or (engine.config.model,),
+        device=engine.device,
+        dtype=engine.dtype,
+        max_model_len=engine.max_model_len,
+        kv_cache_tokens=engine.stats().kv_pages_total * engine.config.page_size,
+        with_api_key=bool(settings.api_keys),
+        open_to_network=is_open(sock),
+    )
     try:
         server.run(sockets=[sock])
     finally:

@@ -141,6 +141,14 @@ def test_mistakes_are_one_readable_message(arguments, code, says):
     assert says in said
 
 
+def test_a_json_log_has_mistakes_as_entries():
+    code, said = fail("/no/such/folder", "--port", "0", "--log-format", "json", "--swap-space", "4")
+    assert code == 1
+    note, loading, failure = map(json.loads, said.splitlines())
+    assert (note["level"], loading["level"], failure["level"]) == ("warning", "info", "error")
+    assert "/no/such/folder" in failure["message"]
+
+
 @pytest.mark.parametrize(
     ("variable", "value"), [("MYLLM_API_KEY", "  "), ("VLLM_API_KEY", ""), ("API_KEY", "")]
 )
