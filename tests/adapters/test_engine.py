@@ -10,14 +10,18 @@ from autogen import ConversableAgent
 
 import myllm
 from myllm_adapters.autogen import llm_config
-from myllm_adapters.dspy import Client, HFClientTGI, HFClientVLLM
+from myllm_adapters.dspy import LM, Client, HFClientTGI, HFClientVLLM
 
 QUESTION = "What is the capital of France?"
 
 
-@pytest.mark.parametrize("make", [HFClientVLLM, HFClientTGI, Client])
+@pytest.mark.parametrize("make", [HFClientVLLM, HFClientTGI, Client, LM])
 def test_dspy_s_language_models_take_an_engine(local_engine, make):
-    lm = make("smollm2", engine=local_engine, temperature=0, max_tokens=12, cache=False)
+    settings = {"temperature": 0, "max_tokens": 12, "cache": False}
+    if make is LM:
+        lm = LM(myllm.Client(engine=local_engine), **settings)
+    else:
+        lm = make("smollm2", engine=local_engine, **settings)
     with myllm.Client(engine=local_engine, temperature=0, max_tokens=12) as client:
         expected = client.chat(QUESTION).text
     assert lm(QUESTION) == copy.deepcopy(lm)(QUESTION) == lm.copy(stop=["\0"])(QUESTION) == [expected]
