@@ -112,10 +112,12 @@ def test_the_sums_are_those_of_the_requests(url, difference):
     computed = gained("vllm:prefix_cache_queries_total") - gained("vllm:prefix_cache_hits_total")
     assert gained("vllm:iteration_tokens_total_sum") == computed + tokens - completions
 
-    # Nothing is speculated here, and no prompt was there before.
+    # Nothing is speculated here.
     assert gained("tgi_request_skipped_tokens_count") == tokens
     assert gained("tgi_request_skipped_tokens_sum") == 0
-    assert gained("vllm:request_prefill_kv_computed_tokens_sum") == prompt_tokens
+    assert gained("vllm:request_prefill_kv_computed_tokens_count") == prompts
+    # Another test may have left the beginning of one.
+    assert 0 < gained("vllm:request_prefill_kv_computed_tokens_sum") <= prompt_tokens
 
     assert gained("tgi_request_count") == gained("tgi_request_success") == 4
     assert gained("tgi_request_input_length_sum") == prompt_tokens
