@@ -308,7 +308,8 @@ class TestHistory:
             LM(client)("hello", min_p=0.1)
             LM(client)(lm15.Request("m", (lm15.Message.user("hello"),)))
             asyncio.run(LM(client).acall("hello", n=1))
-        assert not recwarn.list
+        # Those of connections that other tests left are collected at any time.
+        assert not [warning for warning in recwarn if warning.category is not ResourceWarning]
         assert not caplog.records
 
     def test_nor_is_it_an_error_where_warnings_are(self, wire, tmp_path):
