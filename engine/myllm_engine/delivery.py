@@ -26,7 +26,7 @@ class Step:
 
     Attributes:
         batch: what is computed.
-        prefills: whether it reads from prompts.
+        prefills: sequences of whose prompt it reads.
         logits: `[R, vocab_size]`, those of `batch.rows` first.
         hidden: `[H, hidden_size]`, of `batch.hidden_index`; None when nothing is pooled.
         allowed: what each row's constraint allows.
@@ -34,7 +34,7 @@ class Step:
     """
 
     batch: Batch
-    prefills: bool
+    prefills: int
     logits: torch.Tensor
     hidden: torch.Tensor | None
     allowed: list[np.ndarray | ConstraintError | None] = field(default_factory=list)

@@ -250,6 +250,8 @@ class Engine:
             if self._speculator is not None:
                 self._speculator.observe(launched.batch, time.perf_counter() - started)
         self.steps.tokens.observe(len(launched.batch.positions))
+        if launched.prefills:
+            self.steps.prompts.observe(launched.prefills)
         seconds = self.steps.prefill_seconds if launched.prefills else self.steps.decode_seconds
         seconds.observe(time.perf_counter() - started)
         return outputs
@@ -263,7 +265,7 @@ class Engine:
         if previous is not None and previous.drawn is not None:
             batch.input_ids[batch.pending_places] = previous.drawn.token_ids[batch.pending_rows]
         logits, hidden = self._runner.forward(batch)
-        prefills = any(
+        prefills = sum(
             item.sequence.num_computed < item.sequence.num_prompt_tokens for item in batch.scheduled
         )
         for item in batch.scheduled:

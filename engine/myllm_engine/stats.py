@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 # Boundaries of vLLM's histogram of the same purpose (vllm/v1/metrics/buckets.py).
 _STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_STEP_PROMPTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # A geometric sequence from 150 microseconds to 145 seconds, as TGI's durations (router/src/server.rs).
 DURATIONS = tuple(0.0001 * 1.5**power for power in range(1, 36))
 
@@ -43,11 +44,13 @@ class StepStats:
 
     Attributes:
         tokens: tokens that a step computed, of prompts and completions together.
+        prompts: sequences of whose prompts a step read, where it read of any.
         prefill_seconds: time of the steps that read from prompts, whatever else they did.
         decode_seconds: time of the other ones.
     """
 
     tokens: Histogram = field(default_factory=lambda: Histogram(_STEP_TOKENS))
+    prompts: Histogram = field(default_factory=lambda: Histogram(_STEP_PROMPTS))
     prefill_seconds: Histogram = field(default_factory=lambda: Histogram(DURATIONS))
     decode_seconds: Histogram = field(default_factory=lambda: Histogram(DURATIONS))
 

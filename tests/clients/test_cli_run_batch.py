@@ -900,6 +900,7 @@ def test_a_response_is_sent_and_written_as_it_is(job, wire):
     assert (summary["this_run"]["prompt_tokens"], summary["this_run"]["completion_tokens"]) == (5, 2)
 
 
+@pytest.mark.slow  # the start of a server; what it does for the run is shown with those that are there
 def test_without_a_server_one_is_started_for_the_run(job, monkeypatch, free_port):
     monkeypatch.setattr("myllm.endpoints.DEFAULT_URL", f"http://localhost:{free_port}")
     job.write(

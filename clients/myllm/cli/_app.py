@@ -65,7 +65,8 @@ class _Commands(TyperGroup):
                 callback = command.load()
             except ImportError as exc:
                 callback = _unloadable(cmd_name, str(exc))
-            app.command(cmd_name, context_settings=_CONTEXT)(callback)
+            parser = getattr(callback, "command_class", None)  # of a command that parses more than typer does
+            app.command(cmd_name, cls=parser, context_settings=_CONTEXT)(callback)
             return get_command(app)
         return None
 

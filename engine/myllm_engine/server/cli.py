@@ -6,44 +6,50 @@ The module imports neither torch nor an HTTP library: `myllm serve --help` is qu
 
 from __future__ import annotations
 
+import difflib
+import logging
 import os
 from typing import Any
 
 import typer
 
 from .flags.command import Flags
-from .flags.option import PREFIX, options, signature
+from .flags.option import PREFIX, is_set, options, signature
+from .flags.parsing import ServeCommand
 from .listen import StartError
+from .logs import FORMATS, LEVELS, configure, tell
 
-_KEY_VARIABLE = PREFIX + "API_KEY"
 _DAY = 86_400  # seconds
+_VARIABLES = {name: info.envvar or () for group in Flags.groups() for name, _, info, _ in options(group)}
 
 
 def serve(ctx: typer.Context, **given: Any) -> None:
     """Serve a language model over HTTP, to clients of OpenAI's API, of vLLM and of TGI.
 
-    The port is taken first and opened when the model is loaded. Stop the
-    server with Ctrl-C or SIGTERM: running requests may finish, and the exit
-    code is 0. A mistake in the options ends it with 2, anything else that
-    keeps it from starting with 1, and so does an engine that died meanwhile;
-    a signal while the model is being loaded ends it at once.
-
     Examples:
       myllm serve                                   the model that comes along
       myllm serve ./my-model --port 8080 --max-model-len 4096
       myllm serve org/name --host 0.0.0.0 --api-key KEY
-      myllm serve model.gguf --served-model-name mine,gpt-4o-mini
+      myllm serve model.gguf --served-model-name mine gpt-4o-mini
       myllm serve ./my-model --enable-auto-tool-choice --tool-call-parser hermes
       myllm serve --config server.yaml              keys are the names below
 
+    Options: one with ... takes several values, parted by blanks, behind the
+    model's name; it may be repeated, too. The names may have _ for -.
     Every option is also read from a variable: MYLLM_ and its name, as in
     MYLLM_MAX_MODEL_LEN; the variables of TGI stand below. The command line
     wins over variables, these over the file of --config.
+
+    Beginning and end: the port is taken first, and opened when the model is
+    loaded. Ctrl-C or SIGTERM stops the server: running requests may finish,
+    and the exit code is 0. A mistake in the options ends it with 2, anything
+    else that keeps it from starting with 1, and so does an engine that died
+    meanwhile; a signal while the model is being loaded ends it at once.
     """
     try:
         code = _run(ctx, Flags.read(given))
     except StartError as error:
-        typer.echo(f"myllm serve: {error}", err=True)
+        tell(f"myllm serve: {error}", level=logging.ERROR)
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
@@ -52,6 +58,7 @@ def serve(ctx: typer.Context, **given: Any) -> None:
 
 # typer asks for the signature, and gets the options of all groups; the manual is written of these, too.
 serve.groups = Flags.groups()  # type: ignore[attr-defined]
+serve.command_class = ServeCommand  # type: ignore[attr-defined]
 serve.__signature__ = signature(serve.groups)  # type: ignore[attr-defined]
 
 
@@ -59,7 +66,6 @@ def _run(ctx: typer.Context, flags: Flags) -> int:
     """Run the server, and return the exit code of the process."""
     from . import run as runner
     from .lifetime import exit_with_parent as watch_parent
-    from .logs import configure
 
     _check(ctx, flags)
     log = flags.log
@@ -72,7 +78,7 @@ def _run(ctx: typer.Context, flags: Flags) -> int:
     if flags.process.exit_with_parent:
         watch_parent(flags.process.shutdown_timeout)
     for note in _notes(ctx, flags):
-        typer.echo(f"myllm serve: {note}", err=True)
+        tell(f"myllm serve: {note}", level=logging.WARNING)
     runner.check_installed(tracing=log.otlp_traces_endpoint is not None)
     try:
         config, settings, listen = flags.engine_config(), flags.server_settings(), flags.listen()
@@ -94,8 +100,6 @@ def _check(ctx: typer.Context, flags: Flags) -> None:
     Raises:
         StartError: with exit code 2.
     """
-    from .logs import FORMATS, LEVELS
-
     log, model = flags.log, flags.model
     for name, value, known in (
         ("--log-level", log.log_level, LEVELS),
@@ -118,9 +122,10 @@ def _check(ctx: typer.Context, flags: Flags) -> None:
             f"Two models are given, {model.model!r} and `--model` {model.model_option!r}; one server has one",
             exit_code=2,
         )
-    if flags.network.api_key is None and _KEY_VARIABLE in os.environ:
+    empty = [name for name in _VARIABLES["api_key"] if name in os.environ]
+    if flags.network.api_key is None and empty:
         raise StartError(
-            f"The variable {_KEY_VARIABLE} is set but holds no key: put one there, or unset it to serve "
+            f"The variable {empty[0]} is set but holds no key: put one there, or unset it to serve "
             "without a key",
             exit_code=2,
         )
@@ -129,15 +134,26 @@ def _check(ctx: typer.Context, flags: Flags) -> None:
 def _notes(ctx: typer.Context, flags: Flags) -> list[str]:
     """Return what a user should know of how the options were understood."""
     # The first variable that is set counts; one of our own name is meant for us.
-    variables = [
-        next(name for name in info.envvar if os.environ.get(name))
-        for group in Flags.groups()
-        for option, _, info, _ in options(group)
+    taken = [
+        next(filter(is_set, variables))
+        for option, variables in _VARIABLES.items()
         if _source(ctx, option) == "ENVIRONMENT"
     ]
-    foreign = [name for name in variables if not name.startswith(PREFIX)]
-    taken = [f"Options are taken from the environment: {', '.join(foreign)}"] if foreign else []
-    return taken + flags.ignored.notes()
+    foreign = [name for name in taken if not name.startswith(PREFIX)]
+    notes = [f"Options are taken from the environment: {', '.join(foreign)}"] if foreign else []
+    return notes + _misspelt_variables() + flags.ignored.notes()
+
+
+def _misspelt_variables() -> list[str]:
+    """Return what to tell about variables that look like options and are none."""
+    known = [name for variables in _VARIABLES.values() for name in variables if name.startswith(PREFIX)]
+    return [
+        f"{name} is the variable of no option; did you mean {near[0]}?"
+        for name in sorted(os.environ)
+        if name.startswith(PREFIX)
+        and name not in known
+        and (near := difflib.get_close_matches(name, known, n=1, cutoff=0.85))
+    ]
 
 
 def _source(ctx: typer.Context, name: str) -> str:

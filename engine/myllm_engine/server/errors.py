@@ -23,6 +23,9 @@ from .fields import ignore_unknown
 
 logger = logging.getLogger(__name__)
 
+LEFT = 499
+"""Status for a client that has left: nobody reads it, but the access log. The number is nginx's."""
+
 
 class Kind(Enum):
     """Name the kinds of failure that clients must tell apart."""
@@ -119,8 +122,7 @@ def dialect_route(render: Callable[[Problem], Response]) -> type[APIRoute]:
                 try:
                     response: Response = await handle(request)
                 except ClientDisconnectedError:
-                    # Nobody reads it; 499 is nginx's code for this, and shows in the access log.
-                    return Response(status_code=499)
+                    return Response(status_code=LEFT)
                 except Exception as error:  # noqa: BLE001 - a boundary: every failure becomes an answer
                     return render(diagnose(error))
                 return response
@@ -136,6 +138,7 @@ def _from_http(error: HTTPException) -> Problem:
         404: Kind.NOT_FOUND,
         405: Kind.METHOD_NOT_ALLOWED,
         413: Kind.TOO_LARGE,
+        504: Kind.TIMEOUT,
     }
     kind = kinds.get(error.status_code)
     if kind is None:

@@ -115,7 +115,7 @@ class Generation:
         self._cached: dict[int, int] = {}
         self._held: dict[int, RequestOutput] = {}
         self._outputs = _merge(context.engine, requests)
-        self._head: list[tuple[int, RequestOutput]] = []
+        self._first: asyncio.Future[tuple[int, RequestOutput]] | None = None
         self._started = time.monotonic()
         self._unfinished = len(requests)
         self._closed = False
@@ -128,6 +128,7 @@ class Generation:
         http: HttpRequest,
         *,
         interval: int | None = None,
+        stream: bool = False,
     ) -> Generation:
         """Submit the requests and wait for their first output.
 
@@ -136,6 +137,9 @@ class Generation:
             requests: to be run.
             http: whose client must stay.
             interval: new tokens of a sequence that an output waits for.
+            stream: whether a stream of events follows. Where that gets comments while nothing comes
+                (`sse_keep_alive_interval`), it begins after such an interval, even without an output; what
+                goes wrong then comes with the status sent.
 
         Raises:
             InvalidRequestError: before anything is submitted.
@@ -149,20 +153,28 @@ class Generation:
             # Compiles the constraint, which takes from 1 ms to seconds.
             await until_disconnect(http, engine.prepare(request))
         generation = cls(context, requests, interval=interval or 1)
+        patience = context.settings.http.sse_keep_alive_interval if stream else 0
         try:
-            first = await until_disconnect(http, anext(generation._outputs))
+            await until_disconnect(http, generation._begin(patience or None))
         except BaseException:
             await generation.aclose()
             raise
-        generation._head.append(first)
         return generation
+
+    async def _begin(self, patience: float | None) -> None:
+        """Wait for the first output, or for so many seconds."""
+        self._first = asyncio.ensure_future(anext(self._outputs))
+        await asyncio.wait((self._first,), timeout=patience)
+        if self._first.done():
+            self._first.result()  # raises what went wrong
 
     def __aiter__(self) -> Generation:
         return self
 
     async def __anext__(self) -> tuple[int, RequestOutput]:
         while True:
-            index, output = self._head.pop() if self._head else await in_time(anext(self._outputs))
+            coming, self._first = self._first or anext(self._outputs), None
+            index, output = await in_time(coming)
             if held := self._held.pop(index, None):
                 held.extend(output)
                 output = held
@@ -215,6 +227,9 @@ class Generation:
         if self._closed:
             return
         self._closed = True
+        if self._first is not None:
+            self._first.cancel()
+            await asyncio.gather(self._first, return_exceptions=True)
         await self._outputs.aclose()
         logger.info(
             "request %s",

@@ -102,14 +102,15 @@ def bind(listen: Listen) -> socket.socket:
     if listen.uds is not None:
         return _bind_path(listen.uds)
     try:
-        [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(
-            listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
+        found = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
         raise StartError(
             f"`--host` {listen.host!r} is not a name or address that can be resolved: {error.strerror}",
             exit_code=2,
         ) from error
+    # Of a name with addresses of both kinds, such as localhost, IPv4's: clients that find nobody at the IPv6
+    # one try the other, and those that were told 127.0.0.1 know no other.
+    family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
     sock = socket.socket(family, kind, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

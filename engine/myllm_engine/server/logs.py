@@ -95,6 +95,27 @@ def configure(
         logging.getLogger("myllm_engine.server.request_log").setLevel(logging.INFO)
 
 
+def tell(text: str, *, level: int = logging.INFO, **facts: Any) -> None:
+    """Write to stderr what an operator must know, whatever the log's level.
+
+    Args:
+        text: lines for people; of a JSON log, the first one is the message.
+        level: for a JSON log.
+        facts: the same for programs; only a JSON log has them.
+    """
+    handlers = logging.getLogger("myllm_engine").handlers
+    if not any(isinstance(handler.formatter, JsonFormatter) for handler in handlers):
+        sys.stderr.write(text.rstrip("\n") + "\n")
+        sys.stderr.flush()
+        return
+    message = text.partition("\n")[0]
+    record = logging.getLogger("myllm_engine.server").makeRecord(
+        "myllm_engine.server", level, "", 0, message, (), None, extra=facts
+    )
+    for handler in handlers:
+        handler.handle(record)
+
+
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
     return {key: value for key, value in vars(record).items() if key not in _STANDARD}
 

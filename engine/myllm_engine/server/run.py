@@ -6,9 +6,9 @@ import asyncio
 import os
 import signal
 import socket
-import sys
 import threading
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from ..config import EngineConfig
 from ..errors import ModelLoadError
 from .lifetime import exit_despite_threads
 from .listen import Listen, StartError, bind, bind_error, is_open, url
+from .logs import tell
 
 if TYPE_CHECKING:
     from ..async_engine import AsyncEngine
@@ -26,6 +27,7 @@ _BACKLOG = 2048
 # For the engine's current step, and for what worker threads are at.
 _END_SECONDS = 3.0
 _DRAIN_TICK = 0.05  # seconds between two looks at whether requests still run
+_HASTE = 1.0  # seconds in which clients are told that their requests are ended by a second Ctrl-C
 _NEEDED = ("torch", "transformers", "fastapi", "uvicorn", "orjson", "prometheus_client")
 _TRACING = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 
@@ -82,8 +84,7 @@ def run(
     if listen.tls is not None:
         listen.tls.check()
     sock = bind(listen)
-    sys.stderr.write(f"Loading {config.model} …\n")
-    sys.stderr.flush()
+    tell(f"Loading {config.model} …")
     try:
         engine = _load(config)
         # Closing waits for the engine's current step; nobody waits for this thread longer than for others.
@@ -151,8 +152,17 @@ def _serve(
     except OSError as error:  # Somebody else began to listen while the model was loading.
         raise bind_error(listen, error) from error
     scheme = "http" if listen.tls is None else "https"
-    sys.stderr.write(banner(engine, settings, sock, app.version, scheme=scheme))
-    sys.stderr.flush()
+    tell(
+        banner(engine, settings, sock, app.version, scheme=scheme),
+        url=url(sock, scheme=scheme) + settings.http.root_path,
+        served_model_names=settings.served_model_names or (engine.config.model,),
+        device=engine.device,
+        dtype=engine.dtype,
+        max_model_len=engine.max_model_len,
+        kv_cache_tokens=engine.stats().kv_pages_total * engine.config.page_size,
+        with_api_key=bool(settings.api_keys),
+        open_to_network=is_open(sock),
+    )
     try:
         server.run(sockets=[sock])
     finally:
@@ -174,19 +184,25 @@ def _make_server(
 
     class Server(uvicorn.Server):
         # While requests run it goes on listening, so that load balancers read at /health that they must go
-        # elsewhere. Once the grace is over the engine is closed: unfinished requests then fail, and their
-        # clients are told so; uvicorn alone would cut the connections.
+        # elsewhere. Once the grace is over, or at a second Ctrl-C (`force_exit`), the engine is closed:
+        # unfinished requests then fail, and their clients are told so; uvicorn alone would cut them off.
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             traffic.draining = True
-            end = time.monotonic() + shutdown_timeout
             timer = asyncio.get_running_loop().call_later(shutdown_timeout, _start_once, closing)
             try:
-                # As uvicorn waits for its own flags, such as `force_exit`, which a signal sets.
-                while traffic.in_flight and time.monotonic() < end and not self.force_exit:  # noqa: ASYNC110
-                    await asyncio.sleep(_DRAIN_TICK)
+                await drained(shutdown_timeout, hurried=lambda: self.force_exit)
+                if self.force_exit:
+                    _start_once(closing)
+                    await drained(_HASTE)
                 await super().shutdown(sockets)
             finally:
                 timer.cancel()
+
+    async def drained(seconds: float, hurried: Callable[[], bool] = lambda: False) -> None:
+        end = time.monotonic() + seconds
+        # As uvicorn waits for its own flags, such as `force_exit`, which a signal sets.
+        while traffic.in_flight and time.monotonic() < end and not hurried():  # noqa: ASYNC110
+            await asyncio.sleep(_DRAIN_TICK)
 
     tls = listen.tls
     return Server(

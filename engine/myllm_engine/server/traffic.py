@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fastapi import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import Kind, Problem
+from .errors import LEFT, Kind, Problem
 from .exchange import Exchange, current
 from .http_settings import HttpSettings
 from .paths import route_path
@@ -47,7 +47,7 @@ class Traffic:
         in_flight: requests that are being answered.
         received: requests that came.
         succeeded: those that were answered, to the end.
-        failed: those that were not, by the kind of their failure. A client that leaves counts as neither.
+        failed: those that were not, by the kind of their failure; "dropped" where the client left.
     """
 
     draining: bool = False
@@ -134,6 +134,8 @@ class TrafficMiddleware:
                 traffic.failed[exchange.failure] += 1
             elif complete and status < 400:
                 traffic.succeeded += 1
+            elif not complete or status == LEFT:
+                traffic.failed["dropped"] += 1
 
     def _refusal(self) -> Problem | None:
         traffic = self._traffic

@@ -26,6 +26,7 @@ from myllm_engine.server.settings import ServerSettings
 
 COMMAND = [sys.executable, "-m", "myllm_engine.server"]
 SMALL = ["--kv-cache-memory", "64MiB"]
+STUCK = {"prompt": "x", "guided_regex": "a"}  # for a server that is `stuck`
 
 
 def fail(*arguments: str, **options) -> tuple[int, str]:
@@ -140,11 +141,21 @@ def test_mistakes_are_one_readable_message(arguments, code, says):
     assert says in said
 
 
-@pytest.mark.parametrize("value", ["", "  "])
-def test_a_variable_without_a_key_does_not_open_the_server(value):
-    code, said = fail(env={**os.environ, "MYLLM_API_KEY": value})
+def test_a_json_log_has_mistakes_as_entries():
+    code, said = fail("/no/such/folder", "--port", "0", "--log-format", "json", "--swap-space", "4")
+    assert code == 1
+    note, loading, failure = map(json.loads, said.splitlines())
+    assert (note["level"], loading["level"], failure["level"]) == ("warning", "info", "error")
+    assert "/no/such/folder" in failure["message"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("MYLLM_API_KEY", "  "), ("VLLM_API_KEY", ""), ("API_KEY", "")]
+)
+def test_a_variable_without_a_key_does_not_open_the_server(variable, value):
+    code, said = fail(env={**os.environ, variable: value})
     assert code == 2
-    assert "MYLLM_API_KEY is set but holds no key" in said
+    assert f"The variable {variable} is set but holds no key" in said
 
 
 def test_missing_libraries_are_named(tmp_path):
@@ -266,9 +277,9 @@ def test_ctrl_c_lets_requests_finish():
     assert len([line for line in lines if not re.match(r"\S+ \S+ WARNING", line)]) == 9
 
 
-@pytest.mark.parametrize(("error", "code"), [("None", 0), ("MemoryError()", 1)])
-def test_neither_a_thread_that_hangs_nor_a_dead_engine_keeps_the_server_from_ending(tmp_path, error, code):
-    # A server whose engine takes for ever to compile a constraint, and to close.
+@contextmanager
+def stuck(tmp_path, *, error: str = "None", shutdown_timeout: float = 0.1):
+    """Run a server whose engine takes for ever to compile a constraint, and to close; with a request in it."""
     script = tmp_path / "serve.py"
     script.write_text(
         textwrap.dedent(
@@ -291,7 +302,9 @@ def test_neither_a_thread_that_hangs_nor_a_dead_engine_keeps_the_server_from_end
                 close=lambda: time.sleep(600),
             )
             run._load = lambda config: engine
-            sys.exit(run.run(engine.config, ServerSettings(), run.Listen(port=0), shutdown_timeout=0.1))
+            sys.exit(
+                run.run(engine.config, ServerSettings(), run.Listen(port=0), shutdown_timeout={shutdown_timeout})
+            )
             """
         )
     )
@@ -300,10 +313,37 @@ def test_neither_a_thread_that_hangs_nor_a_dead_engine_keeps_the_server_from_end
         url = next(
             match[1] for line in process.stderr if (match := re.search(r"OpenAI +(http://\S+)/v1", line))
         )
+        yield process, url
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(("error", "code"), [("None", 0), ("MemoryError()", 1)])
+def test_neither_a_thread_that_hangs_nor_a_dead_engine_keeps_the_server_from_ending(tmp_path, error, code):
+    with stuck(tmp_path, error=error) as (process, url):
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/v1/completions", json={"prompt": "x", "guided_regex": "a"}, timeout=0.5)
+            httpx.post(f"{url}/v1/completions", json=STUCK, timeout=0.5)
         assert httpx.get(f"{url}/health").status_code == (503 if code else 200)
         process.send_signal(signal.SIGTERM)
         assert process.wait(8) == code
-    finally:
-        process.kill()
+
+
+def test_the_second_ctrl_c_waits_for_nobody(tmp_path):
+    with stuck(tmp_path, shutdown_timeout=60) as (process, url):
+        answers = []
+        asking = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{url}/v1/completions", json=STUCK, timeout=30))
+        )
+        asking.start()
+        while httpx.get(f"{url}/load").json() != {"server_load": 1}:
+            time.sleep(0.02)
+        # Supervisors and terminals may send SIGTERM along with it, and more than once: that is no haste.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+            process.send_signal(number)
+            time.sleep(0.2)
+        assert httpx.get(f"{url}/health").status_code == 503
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(8) == 0
+        asking.join(10)
+        assert answers[0].status_code == 500

@@ -9,7 +9,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from myllm_engine.config import EngineConfig
 from myllm_engine.errors import EngineDeadError, QueueFullError
+from myllm_engine.request import CompletionOutput, Request, RequestOutput
+from myllm_engine.server.metrics.recorder import Recorder
 from myllm_engine.server.settings import ServerSettings
 
 MODEL = "served"
@@ -109,6 +112,13 @@ def test_the_sums_are_those_of_the_requests(url, difference):
     computed = gained("vllm:prefix_cache_queries_total") - gained("vllm:prefix_cache_hits_total")
     assert gained("vllm:iteration_tokens_total_sum") == computed + tokens - completions
 
+    # Nothing is speculated here.
+    assert gained("tgi_request_skipped_tokens_count") == tokens
+    assert gained("tgi_request_skipped_tokens_sum") == 0
+    assert gained("vllm:request_prefill_kv_computed_tokens_count") == prompts
+    # Another test may have left the beginning of one.
+    assert 0 < gained("vllm:request_prefill_kv_computed_tokens_sum") <= prompt_tokens
+
     assert gained("tgi_request_count") == gained("tgi_request_success") == 4
     assert gained("tgi_request_input_length_sum") == prompt_tokens
     assert gained("tgi_request_generated_tokens_sum") == tokens
@@ -118,6 +128,45 @@ def test_the_sums_are_those_of_the_requests(url, difference):
     by_method = [gained("tgi_batch_inference_count", method=method) for method in ("prefill", "decode")]
     assert sum(by_method) == steps
     assert all(by_method)
+    assert gained("tgi_batch_next_size_count") == by_method[0]
+    # Each prompt is short enough for one step, and the second completion of the first reads its end itself.
+    assert gained("tgi_batch_next_size_sum") == completions
+
+
+def test_tokens_that_had_to_come_are_skipped_steps(url, difference):
+    def requests():
+        text = post(url, "/v1/completions", prompt="x", guided_choice=["one and only answer"], max_tokens=20)
+        assert text["choices"][0]["text"] == "one and only answer"
+
+    gained = difference(requests)
+    assert gained("tgi_request_skipped_tokens_sum") > 0
+    tokens = gained("tgi_request_generated_tokens_sum")
+    assert gained("tgi_request_skipped_tokens_count") + gained("tgi_request_skipped_tokens_sum") == tokens
+
+
+def test_a_prompt_that_was_there_before_is_found(url, difference):
+    prompt = "The quick brown fox jumps over the lazy dog, and then it runs back into the dark wood again."
+    post(url, "/v1/completions", prompt=prompt, max_tokens=1)
+    gained = difference(lambda: post(url, "/v1/completions", prompt=prompt, max_tokens=1))
+    found = gained("vllm:prompt_tokens_cached_total")
+    assert found == gained("vllm:prefix_cache_hits_total") > 0
+    assert gained("vllm:request_prefill_kv_computed_tokens_sum") == gained("vllm:prompt_tokens_total") - found
+
+
+def test_the_adapters_under_way_are_told(scripted):
+    recorder = Recorder(100)
+    for name, lora in (("1", "sql"), ("2", "fr"), ("3", None)):
+        recorder.accepted(Request(prompt_token_ids=[1], request_id=name, lora=lora))
+    assert recorder.adapters() == (set(), {"sql", "fr"})
+    recorder.delivered([RequestOutput("1", [1], [CompletionOutput(0, "a", [97])])])
+    assert recorder.adapters() == ({"sql"}, {"fr"})
+    recorder.lost(["1", "2"])
+    assert recorder.adapters() == (set(), set())
+    for loras in (0, 3):
+        with scripted(config=EngineConfig(max_loras=loras)) as live:
+            text = httpx.get(f"{live.url}/metrics").text
+        info = 'vllm:lora_requests_info{max_lora="3",running_lora_adapters="",waiting_lora_adapters=""}'
+        assert (info in text) is bool(loras)
 
 
 def test_tgi_s_routes_and_refusals_count_as_tgi_counts_them(url, difference):
@@ -149,6 +198,21 @@ def test_an_aborted_request_is_counted_as_such(url, difference):
     assert gained("vllm:request_success_total", finished_reason="abort") == 1
     assert gained("vllm:time_to_first_token_seconds_count") == 1
     assert gained("vllm:e2e_request_latency_seconds_count") == 0
+    assert (gained("tgi_request_count"), gained("tgi_request_success")) == (1, 0)
+    assert gained("tgi_request_failure", err="dropped") == 1
+
+
+def test_a_client_that_does_not_wait_for_the_answer_has_dropped_it(url, difference):
+    def requests():
+        with pytest.raises(httpx.ReadTimeout):
+            body = {"prompt": "Once", "max_tokens": 2000, "ignore_eos": True}
+            httpx.post(f"{url}/v1/completions", json=body, timeout=0.5)
+        for _ in range(100):
+            if httpx.get(f"{url}/load").json() == {"server_load": 0}:
+                break
+
+    gained = difference(requests)
+    assert gained("tgi_request_failure", err="dropped") == 1
     assert (gained("tgi_request_count"), gained("tgi_request_success")) == (1, 0)
 
 

@@ -30,7 +30,7 @@ def running(*arguments: str):
             lines = []
             for line in process.stderr:
                 lines.append(line)
-                if line.startswith("Stop it"):
+                if line.startswith("Stop it") or '"url"' in line:
                     break
             assert process.poll() is None, "".join(lines)
             reader = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)
@@ -77,7 +77,11 @@ def test_a_server_from_its_file_until_it_drains(authority, certificate, tmp_path
         """
     )
     with running("--config", str(tmp_path / "server.yaml")) as (process, lines):
-        base = re.search(r"OpenAI +(https://\S+)/llm/v1", "".join(lines))[1]
+        ready = json.loads(lines[-1])
+        assert ready["message"].endswith("is ready: SmolLM2-135M-Instruct, served as smollm2")
+        assert (ready["with_api_key"], ready["open_to_network"]) == (False, False)
+        base = ready["url"].removesuffix("/llm")
+        assert re.fullmatch(r"https://127\.0\.0\.1:\d+", base)
         begun, released = threading.Event(), threading.Event()
         chunks = []
 
@@ -116,9 +120,8 @@ def test_a_server_from_its_file_until_it_drains(authority, certificate, tmp_path
         reading.join(60)
         assert [line for line in chunks if line][-1] == "data: [DONE]"
         assert process.wait(20) == 0
-    entries = [
-        json.loads(line) for line in lines[[line.startswith("Stop it") for line in lines].index(True) + 1 :]
-    ]
+    entries = [json.loads(line) for line in lines]  # each line is an object, from the first one on
+    assert entries[0]["message"] == "Loading smollm2 …"
     mine = [entry for entry in entries if entry.get("x_request_id") == "mine"]
     assert {entry["logger"] for entry in mine} == {"uvicorn.access", "myllm_engine.server.generation"}
     assert any(entry["message"] == "request finished" and entry["completion_tokens"] == 200 for entry in mine)
@@ -156,6 +159,16 @@ def test_the_address_for_people():
         port = sock.getsockname()[1]
         assert url(sock) == f"http://127.0.0.1:{port}"
         assert url(sock, scheme="https") == f"https://127.0.0.1:{port}"
+
+
+def test_a_name_with_addresses_of_both_kinds_is_that_of_ipv4(monkeypatch):
+    found = [
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with bind(Listen(host="localhost", port=0)) as sock:
+        assert sock.getsockname()[0] == "127.0.0.1"
 
 
 def test_certificates_are_checked_before_anything_is_loaded(certificate, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import httpx
 import openai
 import pytest
 
+from myllm_engine.errors import EngineDeadError, QueueFullError
 from myllm_engine.server.http_settings import HttpSettings
 from myllm_engine.server.settings import ServerSettings
 
@@ -108,6 +110,28 @@ def test_an_answer_that_stops_half_way_is_ended_in_time(scripted, said, stream):
         assert done == "[DONE]"
 
 
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [
+        ("/v1/completions", lambda answer: answer["error"]["type"] == "TimeoutError"),
+        ("/generate", lambda answer: answer["error_type"] == "timeout"),
+    ],
+)
+def test_a_body_that_is_long_in_coming_is_not_waited_for(scripted, path, shape):
+    with scripted([], with_http(request_timeout=0.3)) as live:
+        host, port = live.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=5) as client:
+            client.sendall(
+                f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                'Content-Length: 1000\r\n\r\n{"prompt"'.encode()
+            )
+            head, _, body = client.recv(4096).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 504")
+        assert shape(json.loads(body))
+        assert b"--request-timeout" in body
+        assert httpx.get(f"{live.url}/load").json() == {"server_load": 0}
+
+
 def test_a_request_that_keeps_its_time_is_left_alone(scripted, said):
     script = [said(("a", b"a", None)), 0.1, said(("b", b"b", "stop"))]
     with scripted(script, with_http(request_timeout=30)) as live:
@@ -128,6 +152,77 @@ def test_streams_in_which_nothing_happens_get_comments(scripted, said):
         client = openai.OpenAI(base_url=f"{live.url}/v1", api_key="-")
         chunks = client.completions.create(model="default", prompt="x", stream=True)
         assert [chunk.choices[0].text for chunk in chunks] == ["a", "b"]
+
+
+STREAMS = [
+    ("/v1/completions", {"prompt": "x"}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+    ("/v1/responses", {"input": "x"}),
+    ("/v1/messages", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 9}),
+    ("/generate_stream", {"inputs": "x"}),
+    ("/", {"inputs": "x"}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), STREAMS)
+def test_a_stream_whose_first_token_is_long_in_coming_gets_comments_too(scripted, said, path, body):
+    body = body if path == "/generate_stream" else {**body, "stream": True}
+    read = threading.Event()
+    with scripted([said(("late", b"late", "stop"))], with_http(sse_keep_alive_interval=0.05)) as live:
+        submit = live.engine.submit
+
+        async def wait(request):  # for as long as the prompt is read
+            assert await asyncio.to_thread(read.wait, 30)
+            async for output in submit(request):
+                yield output
+
+        live.engine.submit = wait
+        with httpx.stream("POST", live.url + path, json=body) as answer:
+            assert answer.status_code == 200
+            lines, early = answer.iter_lines(), []
+            while early.count(": keep-alive") < 2:
+                early.append(next(lines))
+            read.set()
+            rest = list(lines)
+    assert not any("late" in line for line in early)
+    assert any("late" in line for line in rest)
+
+
+@pytest.mark.parametrize(("interval", "status"), [(0.0, 500), (0.05, 200)])
+def test_a_failure_before_the_first_token_has_a_status_while_nothing_is_sent(scripted, interval, status):
+    script = [0.8, EngineDeadError("The engine died of a test")]
+    with scripted(script, with_http(sse_keep_alive_interval=interval)) as live:
+        answer = httpx.post(f"{live.url}/v1/completions", json={"prompt": "x", "stream": True})
+    assert answer.status_code == status
+    assert "The engine died of a test" in answer.text
+    assert answer.text.endswith("data: [DONE]\n\n") is (status == 200)
+
+
+def test_a_full_queue_has_a_status_whatever_the_comments(scripted):
+    settings = with_http(sse_keep_alive_interval=0.1)
+    with scripted([QueueFullError("full")], settings) as live:
+        answer = httpx.post(f"{live.url}/v1/completions", json={"prompt": "x", "stream": True})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+def test_a_client_that_leaves_before_the_first_token_ends_it(scripted):
+    ended = threading.Event()
+    with scripted([60.0], with_http(sse_keep_alive_interval=0.05)) as live:
+        submit = live.engine.submit
+
+        async def watched(request):
+            try:
+                async for output in submit(request):
+                    yield output
+            finally:
+                ended.set()
+
+        live.engine.submit = watched
+        with httpx.stream(
+            "POST", f"{live.url}/v1/completions", json={"prompt": "x", "stream": True}
+        ) as answer:
+            assert next(answer.iter_lines()) == ": keep-alive"
+        assert ended.wait(5)
 
 
 def test_a_client_that_leaves_an_idle_stream_ends_it(scripted, said):

@@ -31,7 +31,7 @@ async def create_message(body: MessagesRequest, context: Context, http: HttpRequ
         # Clients for Claude send a budget in any case: without a parser there are no thoughts to limit.
         budget = body.thinking_budget if context.settings.reasoning_parser is not None else None
         chat = chat_request({**body.chat_fields(), "thinking_token_budget": budget})
-        conversation = await Conversation.open(chat, context, http, message_id)
+        conversation = await Conversation.open(chat, context, http, message_id, stream=bool(body.stream))
     writer = MessageWriter(message_id, conversation.model, shows_thinking=body.shows_thinking)
     headers = {"request-id": message_id}
     if body.stream:

@@ -64,12 +64,11 @@ class Flags:
         if lora.max_loras is not None and lora.max_loras < len(adapters):
             raise ValueError(f"`--max-loras` {lora.max_loras} has no room for {len(adapters)} adapters")
         cache = memory.kv_cache_memory
-        speculative = speed.speculative_config
         return EngineConfig(
             model=model.model or model.model_option or "smollm2",
             tokenizer=model.tokenizer,
             revision=model.revision,
-            chat_template=self.chat.chat_template,
+            chat_template=self.chat.template(),
             dtype=model.dtype,
             quantization=model.quantization,
             device=model.device,
@@ -83,7 +82,7 @@ class Flags:
             kv_cache_memory=None if cache is None else values.parse_size(cache),
             gpu_memory_utilization=memory.gpu_memory_utilization,
             enable_prefix_caching=speed.enable_prefix_caching,
-            speculative=None if speculative is None else values.parse_speculative(speculative),
+            speculative=speed.speculative(),
             tensor_parallel_size=speed.tensor_parallel_size,
             cuda_graphs=not speed.enforce_eager,
             compile=speed.compile,

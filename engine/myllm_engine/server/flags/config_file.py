@@ -11,6 +11,20 @@ import typer
 import yaml
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuse a mapping in which a key stands twice: of the two, one would be dropped in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"`{key.value}` stands there a second time", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load(ctx: typer.Context, path: str | None) -> str | None:
     """Make the file's values the defaults of the command's options; typer's callback of `--config`.
 
@@ -36,7 +50,7 @@ def read(path: str, params: list[Any]) -> dict[str, Any]:
         typer.BadParameter: see `load`.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise typer.BadParameter(f"{path!r} cannot be read: {error}") from error
     if content is None:

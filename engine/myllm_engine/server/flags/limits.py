@@ -65,6 +65,7 @@ class MemoryFlags:
             "Share of the GPU's memory that weights, activations and KV cache may take together.",
             "--gpu-memory-utilization",
             "--cuda-memory-fraction",
+            metavar="SHARE",
             env=("CUDA_MEMORY_FRACTION",),
         ),
     ] = 0.9
@@ -96,8 +97,9 @@ class LimitFlags:
     request_timeout: Annotated[
         float | None,
         flag(
-            "Seconds that a request may take, waiting included; then it is ended, with 504. Default: no "
-            "limit."
+            "Seconds that a request may take, from its first byte on and waiting included; then it is ended, "
+            "with 504. Default: no limit.",
+            metavar="SECONDS",
         ),
     ] = None
     max_body_size: Annotated[
@@ -120,7 +122,7 @@ class LimitFlags:
     max_input_tokens: Annotated[
         int | None,
         flag(
-            "Longest prompt on TGI's routes, in tokens. Default: the context, less one token.",
+            "Longest prompt, in tokens, on every route. Default: what fits the context with one new token.",
             "--max-input-tokens",
             "--max-input-length",
             min=1,
@@ -128,7 +130,7 @@ class LimitFlags:
         ),
     ] = None
     max_client_batch_size: Annotated[
-        int, flag("Most prompts of a request on TGI's routes.", min=1, env=("MAX_CLIENT_BATCH_SIZE",))
+        int, flag("Most instances of a request to /vertex.", min=1, env=("MAX_CLIENT_BATCH_SIZE",))
     ] = 4
     max_best_of: Annotated[int, flag("Largest best_of on TGI's routes.", min=1, env=("MAX_BEST_OF",))] = 2
     max_stop_sequences: Annotated[
@@ -138,5 +140,10 @@ class LimitFlags:
         int, flag("Largest top_n_tokens on TGI's routes.", min=0, env=("MAX_TOP_N_TOKENS",))
     ] = 5
     disable_grammar_support: Annotated[
-        bool, flag("Refuse grammar on TGI's routes.", env=("DISABLE_GRAMMAR_SUPPORT",))
+        bool,
+        flag(
+            "Refuse every request whose answer would be held to a form, on every route: grammar, "
+            "response_format, guided_json and the like, and tools that must be called.",
+            env=("DISABLE_GRAMMAR_SUPPORT",),
+        ),
     ] = False

@@ -9,7 +9,7 @@ import inspect
 import shutil
 import textwrap
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import typer
 from typer.models import ArgumentInfo, OptionInfo
@@ -44,17 +44,24 @@ def manual(groups: Sequence[type], description: str, program: str, width: int) -
 
 def entry(name: str, kind: Any, info: OptionInfo | ArgumentInfo, default: Any, width: int) -> str:
     """Return the lines about one option."""
-    remarks = []
-    if not (default is None or default is False or default == ""):
-        remarks.append(f"default: {'on' if default is True else default}")
-    elif isinstance(info.show_default, str):
-        remarks.append(f"default: {info.show_default}")
+    remarks = [f"default: {value}"] if (value := shown_default(info, default)) else []
     if foreign := [variable for variable in info.envvar or () if not variable.startswith(PREFIX)]:
         remarks.append(f"also {', '.join(foreign)}")
     text = info.help + (f" [{'; '.join(remarks)}]" if remarks else "")
     # Paths, URLs and JSON are not broken at their dashes.
     lines = textwrap.wrap(text, width - 8, break_on_hyphens=False, break_long_words=False)
     return "\n".join([f"  {spelling(name, kind, info)}", *(f"        {line}" for line in lines)])
+
+
+def shown_default(info: OptionInfo | ArgumentInfo, default: Any) -> str:
+    """Return what stands for an option's default; "" where there is nothing to tell."""
+    if default is True:
+        return "on"
+    if default is False:
+        return ""
+    if default is None:
+        return info.show_default if isinstance(info.show_default, str) else ""
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def spelling(name: str, kind: Any, info: OptionInfo | ArgumentInfo) -> str:
@@ -65,11 +72,8 @@ def spelling(name: str, kind: Any, info: OptionInfo | ArgumentInfo) -> str:
     if kind is bool and not names:
         return f"--[no-]{name.replace('_', '-')}"
     names = sorted(names or [f"--{name.replace('_', '-')}"], key=lambda item: item.startswith("--"))
-    return ", ".join(names) + ("" if kind is bool else f" {info.metavar or _type_name(kind)}")
-
-
-def _type_name(kind: Any) -> str:
-    inner = [item for item in get_args(kind) if item is not type(None)]
-    if not inner:
-        return _TYPES[kind]
-    return _type_name(inner[0])
+    if kind is bool:
+        return ", ".join(names)
+    inner = next((item for item in get_args(kind) if item is not type(None)), kind)
+    value = info.metavar or _TYPES[inner]
+    return f"{', '.join(names)} {value}{' ...' if get_origin(inner) is list else ''}"

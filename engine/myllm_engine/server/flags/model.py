@@ -7,6 +7,8 @@ from typing import Annotated, ClassVar
 
 import typer
 
+from ...config import SpeculativeConfig
+from . import values
 from .option import flag
 
 
@@ -31,32 +33,39 @@ class ModelFlags:
     served_model_name: Annotated[
         list[str] | None,
         flag(
-            "Name under which clients ask for the model. Repeat it for more names, or part them by commas: "
-            "the first one stands in answers. Default: the model as given."
+            "Names under which clients ask for the model, also parted by commas: the first one stands in "
+            "answers. Default: the model as given.",
+            metavar="NAME",
         ),
     ] = None
-    tokenizer: Annotated[str | None, flag("Folder or hub id of another tokenizer.")] = None
-    revision: Annotated[str | None, flag("Branch, tag or commit on the hub.", env=("REVISION",))] = None
+    tokenizer: Annotated[str | None, flag("Folder or hub id of another tokenizer.", metavar="MODEL")] = None
+    revision: Annotated[
+        str | None, flag("Branch, tag or commit on the hub.", metavar="NAME", env=("REVISION",))
+    ] = None
     dtype: Annotated[
         str,
         flag(
-            "Type of weights and activations: auto, bfloat16, float16 or float32. auto is bfloat16 where the "
-            "device computes it natively.",
+            "Type of weights and activations; auto is bfloat16 where the device computes it natively, else "
+            "float32 on a CPU and float16 on a GPU.",
+            metavar="auto|bfloat16|float16|float32",
             env=("DTYPE",),
         ),
     ] = "auto"
     quantization: Annotated[
         str,
         flag(
-            "Of the weights: auto (as the file has them, where a kernel takes them), none, int8 or int4 "
-            "(quantised while the model is loaded).",
+            "Of the weights: as the file has them, where a kernel takes them (auto), undone (none), or made "
+            "while the model is loaded (int8, int4).",
             "--quantization",
             "--quantize",
             "-q",
+            metavar="auto|none|int8|int4",
             env=("QUANTIZE",),
         ),
     ] = "auto"
-    device: Annotated[str, flag("auto (a GPU when there is one), cpu, cuda or cuda:N.")] = "auto"
+    device: Annotated[
+        str, flag("Where to compute; auto is a GPU when there is one.", metavar="auto|cpu|cuda|cuda:N")
+    ] = "auto"
     trust_remote_code: Annotated[
         bool, flag("Run Python code that comes with the model.", env=("TRUST_REMOTE_CODE",))
     ] = False
@@ -64,9 +73,9 @@ class ModelFlags:
     generation_config: Annotated[
         str,
         flag(
-            "Default sampling parameters on OpenAI's routes: auto (the model's own generation_config.json), "
-            "vllm or none (OpenAI's defaults), or a folder that has such a file.",
-            metavar="auto|none|FOLDER",
+            "Default sampling parameters on OpenAI's routes: the model's own generation_config.json (auto), "
+            "OpenAI's (vllm or none), or those of such a file in a folder.",
+            metavar="auto|vllm|none|FOLDER",
         ),
     ] = "auto"
     override_generation_config: Annotated[
@@ -97,6 +106,14 @@ class SpeedFlags:
             metavar="JSON",
         ),
     ] = None
+    speculate: Annotated[
+        int | None,
+        flag(
+            "TGI's short form: tokens that are proposed a step, found in the text so far.",
+            min=1,
+            env=("SPECULATE",),
+        ),
+    ] = None
     tensor_parallel_size: Annotated[
         int,
         flag(
@@ -113,6 +130,18 @@ class SpeedFlags:
         flag("Let torch.compile make the model's kernels: the start takes minutes, each step less."),
     ] = False
 
+    def speculative(self) -> SpeculativeConfig | None:
+        """Return how tokens are proposed; None: they are not.
+
+        Raises:
+            ValueError: it is said twice, or wrongly.
+        """
+        if self.speculative_config is None:
+            return None if self.speculate is None else SpeculativeConfig(num_tokens=self.speculate)
+        if self.speculate is not None:
+            raise ValueError("`--speculate` and `--speculative-config` say the same: give one")
+        return values.parse_speculative(self.speculative_config)
+
 
 @dataclass(frozen=True, slots=True)
 class LoraFlags:
@@ -124,7 +153,7 @@ class LoraFlags:
     lora_modules: Annotated[
         list[str] | None,
         flag(
-            "Adapter to load, and the model name by which requests ask for it. Repeat it for more; also as "
+            "Adapters to load, each with the model name by which requests ask for it; also as "
             """'{"name": "NAME", "path": "PATH"}'.""",
             metavar="NAME=PATH",
         ),

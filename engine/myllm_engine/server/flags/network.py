@@ -22,6 +22,7 @@ class NetworkFlags:
             "to the network: use --api-key then.",
             "--host",
             "--hostname",
+            metavar="ADDRESS",
         ),
     ] = "127.0.0.1"
     port: Annotated[int, flag("0 takes a free port.", "--port", "-p", min=0, max=65535, env=("PORT",))] = 8000
@@ -35,9 +36,10 @@ class NetworkFlags:
     api_key: Annotated[
         list[str] | None,
         flag(
-            "Key that clients must send as `Authorization: Bearer KEY`: ASCII, without blanks. Repeat it for "
-            "more keys. In a variable keys are separated by blanks; there they do not show in the process "
-            "list.",
+            "Keys, one of which clients must send as `Authorization: Bearer KEY`: ASCII, without blanks. In "
+            "a variable (keys parted by blanks) and in the file of --config they do not show in the list of "
+            "processes.",
+            metavar="KEY",
             env=("VLLM_API_KEY", "API_KEY"),
         ),
     ] = None
@@ -48,15 +50,16 @@ class NetworkFlags:
     sse_keep_alive_interval: Annotated[
         float,
         flag(
-            "Seconds without an event after which a stream gets a comment, so that no proxy cuts it; 0: "
-            "never."
+            "Seconds without an event after which a stream gets a comment, so that no proxy cuts it while it "
+            "waits for its turn, for its prompt to be read, or between tokens; 0: never.",
+            metavar="SECONDS",
         ),
     ] = 0.0
     middleware: Annotated[
         list[str] | None,
         flag(
             "ASGI middleware to put around the routes: the import path of a class, or of a function "
-            "(request, call_next). Repeat it for more, the outermost first.",
+            "(request, call_next); the outermost first.",
             metavar="MODULE.NAME",
         ),
     ] = None
@@ -70,15 +73,20 @@ class TlsFlags:
 
     title: ClassVar[str] = "TLS"
 
-    ssl_keyfile: Annotated[str | None, flag("Private key, in PEM; the server speaks https.")] = None
-    ssl_certfile: Annotated[str | None, flag("Certificate and its chain, in PEM.")] = None
+    ssl_keyfile: Annotated[
+        str | None, flag("Private key, in PEM; the server speaks https.", metavar="FILE")
+    ] = None
+    ssl_certfile: Annotated[str | None, flag("Certificate and its chain, in PEM.", metavar="FILE")] = None
     ssl_ca_certs: Annotated[
-        str | None, flag("Authorities whose client certificates are believed, in PEM.")
+        str | None, flag("Authorities whose client certificates are believed, in PEM.", metavar="FILE")
     ] = None
     ssl_cert_reqs: Annotated[
         int,
         flag(
-            "Whether clients need a certificate: 0 no, 1 it is checked if there is one, 2 yes.", min=0, max=2
+            "Whether clients need a certificate: 0 no, 1 it is checked if there is one, 2 yes.",
+            min=0,
+            max=2,
+            metavar="0|1|2",
         ),
     ] = 0
 
@@ -92,17 +100,20 @@ class BrowserFlags:
     allowed_origins: Annotated[
         list[str] | None,
         flag(
-            """Pages that may call the server, as in https://example.org; * for all. A JSON list """
-            """('["*"]'), parted by commas, or repeated. Default: none.""",
+            """Pages that may call the server, as in https://example.org; * for all. Also a JSON list """
+            """('["*"]'), or parted by commas. Default: none.""",
             "--allowed-origins",
             "--cors-allow-origin",
+            metavar="ORIGIN",
             env=("CORS_ALLOW_ORIGIN",),
         ),
     ] = None
     allowed_methods: Annotated[
-        list[str] | None, flag("Methods that they may use, in the same forms.", show_default="*")
+        list[str] | None,
+        flag("Methods that they may use, in the same forms.", show_default="*", metavar="METHOD"),
     ] = None
     allowed_headers: Annotated[
-        list[str] | None, flag("Headers that they may send, in the same forms.", show_default="*")
+        list[str] | None,
+        flag("Headers that they may send, in the same forms.", show_default="*", metavar="HEADER"),
     ] = None
     allow_credentials: Annotated[bool, flag("Let them send cookies and the like.")] = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -51,6 +52,11 @@ def variable(name: str, info: OptionInfo) -> str:
     # In an annotation the first spelling stands where a default value would.
     first = info.default if isinstance(info.default, str) else name
     return PREFIX + first.lstrip("-").replace("-", "_").upper()
+
+
+def is_set(variable: str) -> bool:
+    """Tell whether a variable of the environment has a value that counts."""
+    return bool(os.environ.get(variable))
 
 
 def signature(groups: Sequence[type]) -> inspect.Signature:

@@ -30,7 +30,14 @@ class ProcessFlags:
     ] = None
     shutdown_timeout: Annotated[
         float,
-        flag("Seconds that running requests get to finish after Ctrl-C or SIGTERM. The exit code is then 0."),
+        flag(
+            "Seconds that running requests get to finish after Ctrl-C or SIGTERM; a second Ctrl-C ends them "
+            "at once.",
+            "--shutdown-timeout",
+            "--graceful-termination-timeout",
+            metavar="SECONDS",
+            env=("GRACEFUL_TERMINATION_TIMEOUT",),
+        ),
     ] = 5.0
     exit_with_parent: Annotated[
         bool,
@@ -50,11 +57,13 @@ class LogFlags:
     log_level: Annotated[
         str,
         flag(
-            "debug, info, warning, error or critical. info has lines for every request, without its prompt "
-            "or answer."
+            "From which level on: info has lines for every request, without its prompt or answer.",
+            metavar="debug|info|warning|error|critical",
         ),
     ] = "warning"
-    log_format: Annotated[str, flag("text, or json: an object a line.")] = "text"
+    log_format: Annotated[
+        str, flag("Lines with key=value, or a JSON object a line.", metavar="text|json")
+    ] = "text"
     json_output: Annotated[
         bool, flag("TGI's word for --log-format json.", hidden=True, env=("JSON_OUTPUT",))
     ] = False
@@ -62,9 +71,9 @@ class LogFlags:
     max_log_len: Annotated[
         int | None, flag("Most characters of a prompt, and token ids, in the log. Default: all.", min=0)
     ] = None
-    uvicorn_log_level: Annotated[str | None, flag("The same as --log-level, for the HTTP library alone.")] = (
-        None
-    )
+    uvicorn_log_level: Annotated[
+        str | None, flag("The same as --log-level, for the HTTP library alone.", metavar="LEVEL")
+    ] = None
     disable_uvicorn_access_log: Annotated[
         bool, flag("Leave out the line for each HTTP request, whatever the level.")
     ] = False
@@ -109,6 +118,19 @@ class IgnoredFlags:
         "validation_workers": "prompts are checked by threads of their own",
         "usage_stats": "nothing is sent to anybody",
         "disable_usage_stats": "nothing is sent to anybody",
+        "task": "one server makes text and embeddings",
+        "runner": "one server makes text and embeddings",
+        "enable_reasoning": "--reasoning-parser alone says it",
+        "scheduling_policy": "who waits is taken by priority, and by age among equals",
+        "preemption_mode": "sequences that give way are computed again",
+        "num_scheduler_steps": "every step is planned anew",
+        "use_v2_block_manager": "there is one way to manage pages",
+        "async_scheduling": "steps overlap where that helps, on a GPU",
+        "distributed_executor_backend": "the processes that share a model are this server's own",
+        "disable_frontend_multiprocessing": "HTTP and the engine are one process",
+        "sharded": "--num-shard alone says it",
+        "enable_prefill_logprobs": "decoder_input_details are there for whoever asks",
+        "disable_custom_kernels": "kernels are used where they are right for the model",
     }
 
     load_format: Annotated[str | None, _ignored()] = None
@@ -126,6 +148,19 @@ class IgnoredFlags:
     validation_workers: Annotated[str | None, _ignored()] = None
     usage_stats: Annotated[str | None, _ignored()] = None
     disable_usage_stats: Annotated[bool, _ignored()] = False
+    task: Annotated[str | None, _ignored()] = None
+    runner: Annotated[str | None, _ignored()] = None
+    enable_reasoning: Annotated[bool, _ignored()] = False
+    scheduling_policy: Annotated[str | None, _ignored()] = None
+    preemption_mode: Annotated[str | None, _ignored()] = None
+    num_scheduler_steps: Annotated[str | None, _ignored()] = None
+    use_v2_block_manager: Annotated[bool, _ignored()] = False
+    async_scheduling: Annotated[bool, _ignored()] = False
+    distributed_executor_backend: Annotated[str | None, _ignored()] = None
+    disable_frontend_multiprocessing: Annotated[bool, _ignored()] = False
+    sharded: Annotated[str | None, _ignored()] = None
+    enable_prefill_logprobs: Annotated[bool, _ignored()] = False
+    disable_custom_kernels: Annotated[bool, _ignored()] = False
 
     def notes(self) -> list[str]:
         """Return what to tell about those that were given."""

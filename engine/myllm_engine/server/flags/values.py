@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Container, Sequence
+from pathlib import Path
 from typing import Any
 
 from ...config import SpeculativeConfig
@@ -131,6 +132,24 @@ def parse_lora_adapters(text: str, *, besides: Container[str]) -> dict[str, str]
             raise ValueError(f"`--lora-adapters` names an adapter {name!r} that there is already")
         adapters[name] = path
     return adapters
+
+
+def read_chat_template(path: str) -> str:
+    """Return the chat template in a `tokenizer_config.json`; of several, the one called "default".
+
+    Raises:
+        ValueError: it cannot be read, or has none.
+    """
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        template = config.get("chat_template")
+        if isinstance(template, list):
+            template = {each["name"]: each["template"] for each in template}.get("default")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"`--tokenizer-config-path` {path!r} cannot be read: {error!r}") from error
+    if not isinstance(template, str):
+        raise ValueError(f"`--tokenizer-config-path` {path!r} has no `chat_template`")
+    return template
 
 
 def parse_list(values: Sequence[str] | None) -> list[str]:

@@ -69,6 +69,7 @@ class Recorder:
         finished: completions, by finish reason; "abort" for those that a client left.
         prompt_tokens, generation_tokens, most_tokens: of a request's prompt, of each of its completions, and
             of its longest one.
+        computed_tokens: of a prompt, those that no page held.
         n, max_tokens: the parameters of that name; `max_tokens` where it was given.
         first_token: from the HTTP request's arrival to the first token.
         next_token: between two steps that give a completion tokens.
@@ -76,6 +77,7 @@ class Recorder:
         whole: from the HTTP request's arrival to its end.
         validation: until the engine has it; queue: until its prompt is begun; prefill: until its first token;
             decode: to its last one; inference: both of these.
+        skipped: tokens that a completion gained in a step beyond the one that a step makes.
         tgi_*: the same under TGI's boundaries.
     """
 
@@ -85,6 +87,7 @@ class Recorder:
         self.prompt_tokens = _tokens(max_model_len)
         self.generation_tokens = _tokens(max_model_len)
         self.most_tokens = _tokens(max_model_len)
+        self.computed_tokens = _tokens(max_model_len)
         self.n = Histogram(_COUNTS)
         self.max_tokens = _tokens(max_model_len)
         self.first_token = Histogram(_FIRST_TOKEN)
@@ -95,6 +98,7 @@ class Recorder:
         self.prefill = Histogram(_LATENCY)
         self.decode = Histogram(_LATENCY)
         self.inference = Histogram(_LATENCY)
+        self.skipped = Histogram(range(17))
         self.tgi_input_length = _hundredths(max_model_len)
         self.tgi_max_new_tokens = _hundredths(max_model_len)
         self.tgi_generated_tokens = _hundredths(max_model_len)
@@ -128,8 +132,18 @@ class Recorder:
         for request_id in request_ids:
             self._live.pop(request_id, None)
 
+    def adapters(self) -> tuple[set[str], set[str]]:
+        """Return the LoRA adapters of requests that have tokens, and of those that still wait for one."""
+        running, waiting = set(), set()
+        for live in list(self._live.values()):  # the engine's thread changes the original
+            if live.request.lora is not None:
+                (running if live.latest else waiting).add(live.request.lora)
+        return running, waiting
+
     def _gain(self, live: _Live, output: RequestOutput, now: float) -> None:
-        timings = output.timings
+        timings, params = output.timings, live.request.params
+        # Else tokens are kept until it is known which completions are returned.
+        is_stepwise = params.best_of is None and not params.use_beam_search
         for sequence in output.outputs:
             if sequence.token_ids:
                 if not live.latest:
@@ -139,6 +153,8 @@ class Recorder:
                     self.next_token.observe(now - live.latest[sequence.index])
                 live.latest[sequence.index] = now
                 live.tokens[sequence.index] += len(sequence.token_ids)
+                if is_stepwise:
+                    self.skipped.observe(len(sequence.token_ids) - 1)
             if sequence.finish_reason is not None:
                 self.finished[sequence.finish_reason] += 1
 
@@ -150,6 +166,7 @@ class Recorder:
             self.finished["stop"] += 1
         prompt, completion = len(request.prompt_token_ids), live.tokens.total()
         self.prompt_tokens.observe(prompt)
+        self.computed_tokens.observe(prompt - output.num_cached_tokens)
         self.tgi_input_length.observe(prompt)
         for index in range(0 if request.pooling else params.n):
             self.generation_tokens.observe(live.tokens[index])

@@ -1,6 +1,7 @@
 """Name what was counted as TGI does (router/src/server.rs, backends/v3/src/backend.rs).
 
-Its phases of a step (forward, decode, filter, concat) are one here: `tgi_batch_inference_duration`.
+Its phases of a step (forward, decode, filter, concat) are one here: `tgi_batch_inference_duration`. There is
+no batch that waits, either: `tgi_batch_next_size` counts the sequences of whose prompts a step reads.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def families(engine: AsyncEngine, recorder: Recorder, traffic: Traffic, labels: 
     held = stats.kv_pages_total - stats.kv_pages_free
     yield bare_counter("tgi_request_count", "Requests received.", traffic.received, labels)
     yield bare_counter("tgi_request_success", "Requests answered.", traffic.succeeded, labels)
-    failed = dict.fromkeys(("validation", "overloaded", "generation"), 0)
+    failed = dict.fromkeys(("validation", "overloaded", "generation", "dropped"), 0)
     for kind, count in traffic.failed.items():
         error = _ERRORS.get(kind, kind)
         failed[error] = failed.get(error, 0) + count
@@ -43,6 +44,7 @@ def families(engine: AsyncEngine, recorder: Recorder, traffic: Traffic, labels: 
         ("queue_duration", "Until the prompt is begun, in seconds.", recorder.tgi_queue),
         ("inference_duration", "From there to the end, in seconds.", recorder.tgi_inference),
         ("mean_time_per_token_duration", "That by token, in seconds.", recorder.tgi_per_token),
+        ("skipped_tokens", "Tokens of a completion in a step, beyond the first.", recorder.skipped),
     ):
         yield histogram(f"tgi_request_{name}", help, values, labels)
     yield gauge("tgi_queue_size", "Sequences that wait.", stats.num_waiting, labels)
@@ -53,6 +55,7 @@ def families(engine: AsyncEngine, recorder: Recorder, traffic: Traffic, labels: 
         held * engine.config.page_size,
         labels,
     )
+    yield histogram("tgi_batch_next_size", "Sequences of whose prompts a step reads.", steps.prompts, labels)
     seconds = {"prefill": steps.prefill_seconds, "decode": steps.decode_seconds}
     counts = {method: sum(each.counts) for method, each in seconds.items()}
     yield bare_counter("tgi_batch_inference_count", "Steps begun.", counts, labels, by="method")

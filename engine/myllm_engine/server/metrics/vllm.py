@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from prometheus_client.core import Metric
@@ -35,6 +36,7 @@ def families(engine: AsyncEngine, recorder: Recorder, labels: Labels) -> Iterato
         ("prefix_cache_hits", "Prompt tokens found.", stats.prefix_cached_tokens_total),
         ("num_preemptions", "Times that a sequence had to give way.", stats.num_preemptions),
         ("prompt_tokens", "Tokens of prompts.", stats.prompt_tokens_total),
+        ("prompt_tokens_cached", "Those of them that were found.", stats.prefix_cached_tokens_total),
         ("generation_tokens", "Tokens generated.", stats.generation_tokens_total),
         ("spec_decode_num_draft_tokens", "Tokens that speculation proposed.", stats.draft_tokens_total),
         ("spec_decode_num_accepted_tokens", "Those that were right.", stats.accepted_tokens_total),
@@ -49,6 +51,7 @@ def families(engine: AsyncEngine, recorder: Recorder, labels: Labels) -> Iterato
     )
     for name, help, values in (
         ("request_prompt_tokens", "Tokens of a prompt.", recorder.prompt_tokens),
+        ("request_prefill_kv_computed_tokens", "Those that were not found.", recorder.computed_tokens),
         ("request_generation_tokens", "Tokens of a completion.", recorder.generation_tokens),
         ("request_max_num_generation_tokens", "Tokens of the longest completion.", recorder.most_tokens),
         ("request_params_n", "Completions asked for.", recorder.n),
@@ -64,3 +67,16 @@ def families(engine: AsyncEngine, recorder: Recorder, labels: Labels) -> Iterato
         ("request_decode_time_seconds", "From there to the last one.", recorder.decode),
     ):
         yield histogram(f"vllm:{name}", help, values, labels)
+    if config.max_loras:
+        running, waiting = recorder.adapters()
+        # As vLLM has it, for routers that look for the server whose adapter is warm: labels, at this moment.
+        yield gauge(
+            "vllm:lora_requests_info",
+            "LoRA adapters of the requests under way; its value is the time.",
+            time.time(),
+            {
+                "max_lora": str(config.max_loras),
+                "running_lora_adapters": ",".join(sorted(running)),
+                "waiting_lora_adapters": ",".join(sorted(waiting)),
+            },
+        )

@@ -29,7 +29,7 @@ router = APIRouter(route_class=OpenAIRoute, tags=["OpenAI"])
 async def create_chat_completion(body: ChatRequest, context: Context, http: HttpRequest) -> Response:
     """Write the next message of a conversation, rendered by the model's chat template."""
     name = answer_id("chatcmpl", body.request_id, http)
-    conversation = await Conversation.open(body, context, http, name)
+    conversation = await Conversation.open(body, context, http, name, stream=bool(body.stream))
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     head = {"id": name, "object": kind, "created": int(time.time()), "model": conversation.model}
     tokenizer = context.engine.tokenizer

@@ -112,7 +112,9 @@ async def create_completion(body: CompletionRequest, context: Context, http: Htt
         for index, prompt in enumerate(body.prompt)
     ]
     head = {"id": name, "object": "text_completion", "created": int(time.time()), "model": model}
-    generation = await Generation.open(context, requests, http, interval=body.stream_interval)
+    generation = await Generation.open(
+        context, requests, http, interval=body.stream_interval, stream=bool(body.stream)
+    )
     answer = _Answer(body, context, generation, head)
     if body.stream:
         return EventStream(_stream(answer), source=generation)

@@ -56,9 +56,15 @@ class Conversation:
 
     @classmethod
     async def open(
-        cls, body: ChatRequest, context: ServerContext, http: HttpRequest, request_id: str | None = None
+        cls,
+        body: ChatRequest,
+        context: ServerContext,
+        http: HttpRequest,
+        request_id: str | None = None,
+        *,
+        stream: bool = False,
     ) -> Conversation:
-        """Render the conversation, submit it and wait for the first output.
+        """Render the conversation, submit it and wait for the first output; for `stream` see `Generation`.
 
         Raises:
             InvalidRequestError, ProblemError: the request cannot be served.
@@ -69,11 +75,17 @@ class Conversation:
         if body.max_completion_tokens is not None:
             names["max_tokens"] = "max_completion_tokens"
         with told_as(names):
-            return await cls._open(with_defaults(body, context.sampling_defaults), context, http, request_id)
+            body = with_defaults(body, context.sampling_defaults)
+            return await cls._open(body, context, http, request_id, stream)
 
     @classmethod
     async def _open(
-        cls, body: ChatRequest, context: ServerContext, http: HttpRequest, request_id: str | None
+        cls,
+        body: ChatRequest,
+        context: ServerContext,
+        http: HttpRequest,
+        request_id: str | None,
+        stream: bool,
     ) -> Conversation:
         settings = context.settings
         model = resolve_model(context, body.model)
@@ -96,7 +108,9 @@ class Conversation:
         )
         role = settings.response_role if body.add_generation_prompt is not False else body.messages[-1].role
         try:
-            generation = await Generation.open(context, [request], http, interval=body.stream_interval)
+            generation = await Generation.open(
+                context, [request], http, interval=body.stream_interval, stream=stream
+            )
         except InvalidRequestError as error:
             if error.param == "tools":
                 raise invalid(f"The tools cannot be called as described: {error}", "tools") from error

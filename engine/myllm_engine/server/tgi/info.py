@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
+from fastapi.responses import RedirectResponse
 
 from ..responses import json_response
 from ..settings import READERS, Context
@@ -15,8 +17,10 @@ router = APIRouter(route_class=TGIRoute, tags=["TGI"])
 
 @router.get("/", summary="Tell whether the engine works")
 @router.head("/", include_in_schema=False)
-async def root_health(context: Context) -> Response:
-    """Answer 200 while the engine works, else 503."""
+async def root_health(context: Context, http: HttpRequest) -> Response:
+    """Answer 200 while the engine works, else 503; send browsers to the page at `/ui`."""
+    if context.settings.enable_ui and "text/html" in http.headers.get("accept", ""):
+        return RedirectResponse(f"{http.scope.get('root_path', '')}/ui")
     return health(context)
 
 

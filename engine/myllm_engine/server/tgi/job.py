@@ -65,7 +65,7 @@ class Job:
         )
         queued = time.monotonic()
         try:
-            generation = await Generation.open(context, [request], http)
+            generation = await Generation.open(context, [request], http, stream=stream)
         except InvalidRequestError as error:
             if error.param == "grammar":
                 raise invalid(f"grammar is not valid: {error}", "grammar") from error

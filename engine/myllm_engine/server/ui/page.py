@@ -35,7 +35,7 @@ _FOLDER = files(__package__) / "assets"
 
 _ASSETS = sorted(file.name for file in _FOLDER.iterdir() if file.name != "index.html")
 
-PATHS = frozenset({"/ui", *(f"/ui/{name}" for name in _ASSETS)})
+PATHS = frozenset({"/ui", "/ui/", *(f"/ui/{name}" for name in _ASSETS)})
 """What a browser must get before anybody could type a key into it."""
 
 

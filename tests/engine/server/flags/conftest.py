@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from myllm_engine.config import EngineConfig
-from myllm_engine.server.cli import serve
+from myllm_engine.server.__main__ import application
 from myllm_engine.server.listen import Listen
 from myllm_engine.server.settings import ServerSettings
 
@@ -32,9 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Return a function that runs the command in this process, with variables of its own."""
 
     def run(*arguments: str, **variables: str) -> Any:
-        app = typer.Typer()
-        app.command()(serve)
-        return CliRunner().invoke(app, list(arguments), env=variables)
+        return CliRunner().invoke(application(), list(arguments), env=variables)
 
     return run
 

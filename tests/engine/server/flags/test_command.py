@@ -34,6 +34,7 @@ from myllm_engine.server.settings import ServerSettings
             ],
             {"speculative": SpeculativeConfig(num_tokens=3, max_ngram=6)},
         ),
+        (["--speculate", "3"], {"speculative": SpeculativeConfig(num_tokens=3)}),
         (["--enable-lora"], {"max_loras": 1}),
         (
             ["--lora-modules", "sql=/loras/sql", "--lora-modules", '{"name": "fr", "path": "org/fr"}'],
@@ -232,6 +233,7 @@ def test_options_reach_the_http_library(configured):
     given = ("--log-level", "info", "--disable-uvicorn-access-log", "--shutdown-timeout", "3")
     assert configured(*given).process == {"log_level": "info", "access_log": False, "shutdown_timeout": 3.0}
     assert configured("--uvicorn-log-level", "error").process["log_level"] == "error"
+    assert configured("--graceful-termination-timeout", "9").process["shutdown_timeout"] == 9.0
 
 
 def test_the_command_line_wins_over_variables_and_these_over_the_file(configured, tmp_path):
@@ -302,6 +304,65 @@ def test_a_generation_config_of_a_folder(configured, tmp_path):
     assert made.settings.generation_config == {"temperature": 0.6, "eos_token_id": 2}
 
 
+@pytest.mark.parametrize(
+    "template",
+    ["{{ messages }}", [{"name": "default", "template": "{{ messages }}"}, {"name": "rag", "template": "r"}]],
+)
+def test_the_chat_template_of_a_tokenizer_config(configured, run, tmp_path, template):
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps({"chat_template": template}))
+    assert configured("--tokenizer-config-path", str(file)).engine.chat_template == "{{ messages }}"
+    both = run("--tokenizer-config-path", str(file), "--chat-template", "x")
+    assert (both.exit_code, "give one" in both.output) == (2, True)
+    for content, says in (
+        ("{}", "has no `chat_template`"),
+        ("[]", "cannot be read"),
+        ("{", "cannot be read"),
+    ):
+        file.write_text(content)
+        failed = run("--tokenizer-config-path", str(file))
+        assert failed.exit_code == 2
+        assert says in failed.output
+
+
+# One command line each, as their documents and deployments have them.
+VLLM = """
+    org/name --host 0.0.0.0 --port 8000 --served-model-name a b --api-key k --max-model-len 4096 --max-num-seqs 64
+    --max-num-batched-tokens 2048 --gpu-memory-utilization 0.9 --dtype auto --seed 0 --tokenizer t --revision main
+    --trust-remote-code --quantization auto --load-format auto --chat-template x --chat-template-content-format auto
+    --response-role assistant --enable-auto-tool-choice --tool-call-parser hermes --reasoning-parser qwen3
+    --default-chat-template-kwargs {} --max-logprobs 20 --generation-config auto --override-generation-config {}
+    --enable-lora --lora-modules a=x b=y --max-lora-rank 16 --max-loras 2 --enable-prefix-caching --enable-chunked-prefill
+    --return-tokens-as-token-ids --enable-prompt-tokens-details --enable-force-include-usage --enable-request-id-headers
+    --root-path /x --allowed-origins ["*"] --allowed-methods ["*"] --allowed-headers ["*"] --allow-credentials
+    --uvicorn-log-level info --disable-uvicorn-access-log --enable-log-requests --disable-log-requests --disable-log-stats
+    --disable-fastapi-docs --max-log-len 9 --sse-keep-alive-interval 15 --max-num-queued-reqs 9 --shutdown-timeout 3
+    --tensor-parallel-size 1 --distributed-executor-backend mp --enforce-eager --block-size 16 --swap-space 4
+    --guided-decoding-backend auto --disable-frontend-multiprocessing --use-v2-block-manager --num-scheduler-steps 8
+    --preemption-mode swap --scheduling-policy fcfs --async-scheduling --task generate --runner auto --enable-reasoning
+    --enable-server-load-tracking --enable-tokenizer-info-endpoint --allowed-media-domains a.example
+    --max-seq-len-to-capture 8192 --kv-cache-memory-bytes 1GiB
+"""
+TGI = """
+    --model-id org/name --revision main --sharded false --num-shard 1 --quantize none --speculate 2 --dtype float16
+    --trust-remote-code --max-concurrent-requests 128 --max-best-of 2 --max-stop-sequences 4 --max-top-n-tokens 5
+    --max-input-tokens 1024 --max-total-tokens 2048 --waiting-served-ratio 0.3 --max-batch-prefill-tokens 4096
+    --max-batch-total-tokens 8192 --max-waiting-tokens 20 --max-batch-size 8 --hostname 127.0.0.1 --port 3000
+    --json-output --otlp-endpoint http://c --cors-allow-origin https://a --api-key k --payload-limit 2000000
+    --validation-workers 2 --max-client-batch-size 4 --lora-adapters a=b --usage-stats off --disable-grammar-support
+    --cuda-memory-fraction 0.9 --graceful-termination-timeout 90 --enable-prefill-logprobs --disable-custom-kernels
+"""
+
+
+@pytest.mark.parametrize("line", [VLLM, TGI], ids=["vllm", "tgi"])
+def test_command_lines_of_other_servers_are_understood_whole(configured, line):
+    made = configured(*line.split())
+    assert made.engine.model == "org/name"
+    if line is VLLM:
+        assert made.settings.served_model_names == ("a", "b")
+        assert list(made.engine.lora_adapters) == ["a", "b"]
+
+
 def test_commands_for_other_servers_work_and_are_told_what_does_nothing(configured):
     made = configured("--disable-log-requests", "--swap-space", "4", "--max-waiting-tokens", "20")
     assert made.engine == EngineConfig()
@@ -328,6 +389,7 @@ def test_commands_for_other_servers_work_and_are_told_what_does_nothing(configur
         (["--lora-modules", "a=b", "--lora-adapters", "a"], "names an adapter 'a' that there is already"),
         (["--max-loras", "1", "--lora-adapters", "a,b"], "has no room for 2"),
         (["--lora-adapters", "a,,b"], "must be [NAME=]PATH"),
+        (["--speculate", "2", "--speculative-config", '{"num_speculative_tokens": 2}'], "say the same"),
     ],
 )
 def test_mistakes(run, arguments, says):

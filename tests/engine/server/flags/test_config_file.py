@@ -82,6 +82,8 @@ def test_an_empty_file_changes_nothing(from_file):
         ("port: true", "takes a value, not true"),
         ("port: many", "--port"),
         ("max-model-len: 1\nmax_total_tokens: 2", "a second time"),
+        ("port: 1\nseed: 2\nport: 3", "`port` stands there a second time"),
+        ("speculative-config:\n  method: ngram\n  method: draft", "`method` stands there a second time"),
         ("- port", "must hold options as `name: value`"),
         ("a: [", "cannot be read"),
     ],

@@ -16,7 +16,7 @@ import pytest
 
 from myllm_engine.server.cli import serve
 from myllm_engine.server.flags.command import Flags
-from myllm_engine.server.flags.manual import manual, spelling
+from myllm_engine.server.flags.manual import manual, shown_default, spelling
 from myllm_engine.server.flags.option import PREFIX, options
 
 DOCUMENT = Path(__file__).parents[4] / "docs" / "server.md"
@@ -32,11 +32,9 @@ def table() -> str:
             continue
         lines += [f"\n### {group.title}\n", "| option | default | what it does |", "|---|---|---|"]
         for name, kind, info, default in shown:
-            value = "" if default is None or default is False or default == "" else f"`{default}`"
-            if default is True:
-                value = "on"
-            elif default is None and isinstance(info.show_default, str):
-                value = f"`{info.show_default}`"
+            value = shown_default(info, default)
+            if value and value != "on":
+                value = f"`{value}`"
             also = [variable for variable in info.envvar or () if not variable.startswith(PREFIX)]
             remark = f" Also {', '.join(f'`{variable}`' for variable in also)}." if also else ""
             text = (info.help + remark).replace("|", "\\|")

@@ -9,6 +9,7 @@ from importlib.resources import files
 import httpx
 import pytest
 
+from myllm_engine.server.http_settings import HttpSettings
 from myllm_engine.server.settings import ServerSettings
 
 ASSETS = {file.name for file in (files("myllm_engine.server.ui") / "assets").iterdir()} - {"index.html"}
@@ -43,6 +44,19 @@ def test_every_file_has_its_type_and_a_policy_that_allows_nothing_else(http, nam
     assert response.headers["x-content-type-options"] == "nosniff"
     head = http.head(f"/ui{name}")
     assert (head.status_code, head.content) == (200, b"")
+
+
+def test_browsers_are_sent_to_the_page_and_probes_are_not(scripted):
+    browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    settings = ServerSettings(api_keys=("k3y",), http=HttpSettings(root_path="/llm"))
+    with scripted(settings=settings) as live:
+        for path in ("/", "/llm/"):
+            answer = httpx.get(live.url + path, headers=browser)
+            assert (answer.status_code, answer.headers["location"]) == (307, "/llm/ui")
+            assert httpx.get(live.url + path).status_code == 200
+        assert httpx.get(f"{live.url}/ui/", follow_redirects=True).text.startswith("<!doctype html>")
+    with scripted(settings=ServerSettings(enable_ui=False)) as live:
+        assert httpx.get(live.url, headers=browser).status_code == 200
 
 
 def test_nothing_but_the_files_is_served(http):

@@ -65,7 +65,7 @@ async def create_response(
         return _follow(stored) if body.stream else json_response(response)
 
     with told_as(NAMES):
-        conversation = await Conversation.open(chat, context, http, stored.id)
+        conversation = await Conversation.open(chat, context, http, stored.id, stream=bool(body.stream))
     if body.stream:
         return EventStream(_stream(conversation, stored, store if is_stored else None), source=conversation)
     try:
