@@ -39,6 +39,7 @@ bench: $(VENV)/installed ## Measure; ratios against peers, all in one run
 	$(BIN)/python -m benchmarks.client
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.server
+	$(BIN)/python -m benchmarks.adapters
 
 notebooks: $(VENV)/installed ## Run the notebooks
 	$(BIN)/python -m pytest tests/e2e/test_notebooks.py
