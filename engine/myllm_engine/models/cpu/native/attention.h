@@ -14,6 +14,7 @@
 #include "vectors.h"
 
 #define SPAN 64
+#define PARTS (SPAN / LANES)
 #define MAX_HEAD_DIM 256
 #ifdef __AVX512F__
 #define ATTENTION_ROWS 8
@@ -101,8 +102,8 @@ static void stage(const AttentionPlace *at, AttentionRows *rows, int position, i
 INLINE void prefetch_page(const AttentionPlace *at, int page) {
     size_t each = at->is_bf16 ? 2 : 4, size = each * at->page_size * at->head_dim, from = each * page_start(at, page);
     for (size_t i = from; i < from + size; i += 64) {
-        __builtin_prefetch((const char *)at->keys + i, 0, 2);
-        __builtin_prefetch((const char *)at->values + i, 0, 2);
+        __builtin_prefetch((const char *)at->keys + i, 0, 3);
+        __builtin_prefetch((const char *)at->values + i, 0, 3);
     }
 }
 
@@ -117,22 +118,18 @@ INLINE f32x16 hide(const AttentionRows *rows, int r, int position, f32x16 scores
 }
 
 /* Turn a span's scores to weights; returns what all that was summed before is to be multiplied with. */
-INLINE float soften(AttentionRows *rows, int r, int width) {
-    float *scores = rows->scores[r];
-    f32x16 most = load(scores), sum = splat(0);
-    for (int c = LANES; c < width; c += LANES) most = max_each(most, load(scores + c));
-    float before = rows->most[r], limit = max_lanes(most);
+INLINE float soften(AttentionRows *rows, int r, f32x16 scores[PARTS]) {
+    f32x16 most = scores[0], sum = splat(0);
+    float before = rows->most[r], limit, decay;
+#pragma GCC unroll 4
+    for (int i = 1; i < PARTS; i++) most = max_each(most, scores[i]);
+    limit = max_lanes(most);
     if (limit < before) limit = before;
-    if (limit == -INFINITY) { /* nothing seen yet: no weight */
-        for (int c = 0; c < width; c += LANES) store(scores + c, splat(0));
-        return 1;
-    }
-    for (int c = 0; c < width; c += LANES) {
-        f32x16 weight = exp_each(load(scores + c) - limit);
-        store(scores + c, weight);
-        sum += weight;
-    }
-    float decay = before == limit ? 1 : exp_each(splat(before - limit))[0];
+    /* Where nothing was seen yet, scores and limit are infinite, and their difference is no number. */
+    f32x16 base = splat(limit == -INFINITY ? 0 : limit);
+#pragma GCC unroll 4
+    for (int i = 0; i < PARTS; i++) sum += scores[i] = exp_each(scores[i] - base);
+    decay = before == limit ? 1 : exp_each(before - base)[0];
     rows->total[r] = rows->total[r] * decay + sum;
     rows->most[r] = limit;
     return decay;
@@ -223,7 +220,15 @@ INLINE void attend(const int count, const int is_bf16, const AttentionPlace *at,
                 score16(count, 0, rows, rows->staged_keys, 0, LANES, at->head_dim, position, width);
             }
         }
-        for (int r = 0; r < count; r++) scale_by(rows->output[r], soften(rows, r, width), at->head_dim);
+        for (int r = 0; r < count; r++) {
+            f32x16 scores[PARTS];
+#pragma GCC unroll 4
+            for (int i = 0; i < PARTS; i++)
+                scores[i] = i * LANES < width ? load(rows->scores[r] + i * LANES) : splat(-INFINITY);
+            scale_by(rows->output[r], soften(rows, r, scores), at->head_dim);
+#pragma GCC unroll 4
+            for (int i = 0; i < PARTS; i++) store(rows->scores[r] + i * LANES, scores[i]);
+        }
         for (int column = 0; column < width; column += LANES) {
             int position = span + column, left = end - position < LANES ? end - position : LANES;
             if (whole) {

@@ -13,7 +13,6 @@
 #if HAS_TILES
 
 #define HALVES_ROWS (2 * ATTENTION_ROWS) /* of row r: r the upper half, r + ATTENTION_ROWS the lower */
-#define PARTS (SPAN / LANES)
 #define AT_A_TIME 4 /* tiles of sums */
 
 typedef struct {
@@ -104,17 +103,19 @@ INLINE void weigh_parts(const AttentionPlace *at, AttentionTiles *tiles, int pos
 /* Turn a row's dot products to weights, and scale down what was summed before. */
 INLINE void soften_parts(
     const AttentionPlace *at, AttentionRows *rows, AttentionTiles *tiles, int r, int position, int parts, int hides) {
+    f32x16 scores[PARTS];
     int lower = r + ATTENTION_ROWS;
-    for (int i = 0; i < parts; i++) {
-        f32x16 scores = load(tiles->scores[i][r]) + load(tiles->scores[i][lower]);
-        store(rows->scores[r] + i * LANES, hides ? hide(rows, r, position + i * LANES, scores) : scores);
+#pragma GCC unroll 4
+    for (int i = 0; i < PARTS; i++) {
+        scores[i] = i < parts ? load(tiles->scores[i][r]) + load(tiles->scores[i][lower]) : splat(-INFINITY);
+        if (hides) scores[i] = hide(rows, r, position + i * LANES, scores[i]);
     }
-    float decay = soften(rows, r, parts * LANES);
+    float decay = soften(rows, r, scores);
     scale_by(tiles->output[r], decay, at->head_dim);
     scale_by(tiles->output[lower], decay, at->head_dim);
-    for (int i = 0; i < parts; i++)
-        store_halves(
-            tiles->weights[r] + i * LANES, tiles->weights[lower] + i * LANES, load(rows->scores[r] + i * LANES));
+#pragma GCC unroll 4
+    for (int i = 0; i < PARTS; i++)
+        store_halves(tiles->weights[r] + i * LANES, tiles->weights[lower] + i * LANES, scores[i]);
 }
 
 static void attend_with_tiles(const AttentionPlace *at, AttentionRows *rows, AttentionTiles *tiles, int count) {
@@ -136,8 +137,9 @@ static void attend_with_tiles(const AttentionPlace *at, AttentionRows *rows, Att
     for (int span = first / SPAN * SPAN; span < end; span += SPAN) {
         int left = end - span < SPAN ? end - span : SPAN, parts = (left + LANES - 1) / LANES;
         int hides = span < last_first || span + parts * LANES > first_end;
-        for (int p = span + SPAN; p < span + 2 * SPAN && p < end; p += at->page_size)
-            prefetch_page(at, at->pages[p / at->page_size]);
+        if (first_end == end) /* one token, which reads them alone */
+            for (int p = span + (span > first ? SPAN : 0); p < span + 2 * SPAN && p < end; p += at->page_size)
+                prefetch_page(at, at->pages[p / at->page_size]);
         score_parts(at, tiles, span, parts);
         for (int r = 0; r < count; r++) soften_parts(at, rows, tiles, r, span, parts, hides);
         weigh_parts(at, tiles, span, parts, left);
