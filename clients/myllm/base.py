@@ -85,7 +85,8 @@ class BaseClient:
             http: certificates, proxy and basic authentication.
             endpoints: instead of `base_url` and `api_key`, when servers want different keys or weights.
             engine: instead of a server, an engine in this process: an `AsyncEngine` or an `LLM` of
-                `myllm_engine`, which needs no port. It stays yours: close it yourself.
+                `myllm_engine`, which needs no port. It stays yours: close it yourself. Or the name of a
+                model, whose engine is started here, shared with all who name it, and ends with the process.
             policy: how calls are shared out among several servers: "round_robin", "least_in_flight",
                 "weighted", or "affinity", which sends calls of one `session=`, or with one beginning, to one
                 server, whose prefix cache is then warm.
@@ -110,6 +111,7 @@ class BaseClient:
         Raises:
             UnknownParameterError, InvalidParameterError: an argument is not understood.
             MissingExtraError: `engine=` without an engine installed.
+            ServerStartError: `engine=` names a model that cannot be loaded.
         """
         if misplaced:
             raise InvalidParameterError(

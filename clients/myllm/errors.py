@@ -25,7 +25,7 @@ what to do. None of them ever holds an API key.
     │   ├── OverloadedError 503
     │   └── ServerError 5xx
     ├── BatchFileError, ServerUnreachable       a batch file that cannot be used; its server is gone
-    ├── ServerStartError                        `myllm.Server` could not start its process
+    ├── ServerStartError                        `myllm.Server`'s process or an engine could not be started
     ├── CassetteMiss                            a cassette replays, and has no answer to this request
     └── MissingExtraError (ImportError)         an optional part of the product is not installed
 """
@@ -108,7 +108,14 @@ class UnknownParameterError(InvalidParameterError):
 
 
 class UnsupportedFeatureError(MyLLMError):
-    """The server's dialect has no word for what was asked. Nothing was sent."""
+    """The server's dialect has no word for what was asked. Nothing was sent.
+
+    `param` is the parameter that it lacks, where it is one.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, **context: Any) -> None:
+        super().__init__(message, **context)
+        self.param = param
 
 
 class ConnectError(MyLLMError, ConnectionError):
@@ -222,7 +229,10 @@ class ServerError(APIStatusError):
 
 
 class ServerStartError(MyLLMError):
-    """`myllm.Server` could not bring its process up; the message holds the end of its log."""
+    """`myllm.Server` could not bring its process up, or an engine in this process could not load its model.
+
+    The message holds the end of the process's log, or the engine's words.
+    """
 
 
 class CassetteMiss(MyLLMError):

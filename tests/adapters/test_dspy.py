@@ -13,7 +13,7 @@ from dspy import lm15
 from dspy.utils.exceptions import ContextWindowExceededError, LMUnsupportedModelError
 
 import myllm
-from myllm_adapters.dspy import Client, HFClientTGI, HFClientVLLM
+from myllm_adapters.dspy import LM, HFClientTGI, HFClientVLLM
 
 pytestmark = pytest.mark.filterwarnings("error::DeprecationWarning")
 
@@ -128,7 +128,7 @@ def test_sampling_parameters_act(lm: HFClientVLLM) -> None:
 
 
 def test_generic_client_and_tgi(server: myllm.Server) -> None:
-    with dspy.context(lm=Client("smollm2", server.url, temperature=0, max_tokens=60)):
+    with dspy.context(lm=LM(myllm.Client(server.url, temperature=0), max_tokens=60)):
         assert "Paris" in predict()(question=FRANCE).answer
     tgi = HFClientTGI("smollm2", server.port, temperature=0, max_tokens=60)
     with dspy.context(lm=tgi):

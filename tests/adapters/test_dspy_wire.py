@@ -40,7 +40,7 @@ import myllm
 import myllm.hooks
 from myllm.dialects import OpenAIDialect
 from myllm.policies import LeastInFlight
-from myllm_adapters.dspy import Client, Engine, HFClientTGI, HFClientVLLM
+from myllm_adapters.dspy import LM, Client, Engine, HFClientTGI, HFClientVLLM
 
 # Whatever DSPy will remove next, our class must not be what uses it.
 pytestmark = pytest.mark.filterwarnings("error::DeprecationWarning")
@@ -157,6 +157,10 @@ def fresh_cache() -> None:
 
 def vllm(wire: Wire, **kwargs: Any) -> HFClientVLLM:
     return HFClientVLLM("m", wire.port, "http://127.0.0.1", **kwargs)
+
+
+def client(wire: Wire, **kwargs: Any) -> myllm.Client:
+    return myllm.Client(f"http://127.0.0.1:{wire.port}", **{"dialect": "vllm", **kwargs})
 
 
 def ask(wire: Wire, request: lm15.Request) -> Any:
@@ -345,7 +349,7 @@ class TestGenerate:
         with pytest.raises(myllm.InvalidParameterError, match="model_type='completion'"):
             lm.copy(model_type="completion")
         with pytest.raises(myllm.UnknownParameterError, match="model_type"):
-            Client("m", f"http://127.0.0.1:{wire.port}").copy(model_type="text")
+            LM(client(wire), "m").copy(model_type="text")
 
 
 class TestMessages:
@@ -628,10 +632,15 @@ class TestErrors:
 
     def test_arguments_of_the_other_class_are_refused(self, wire: Wire) -> None:
         for name, value in (("http", myllm.HTTPOptions()), ("endpoints", []), ("dialect", "tgi")):
-            with pytest.raises(myllm.InvalidParameterError, match=f"`{name}` is an argument of `Client`"):
+            with pytest.raises(
+                myllm.InvalidParameterError, match=f"`{name}` is an argument of `myllm.Client`"
+            ):
                 vllm(wire, **{name: value})
-        with pytest.raises(myllm.UnknownParameterError, match="http_request_kwargs"):
-            Client("m", f"http://127.0.0.1:{wire.port}", http_request_kwargs={})
+        for name in ("http_request_kwargs", "timeout", "api_key"):
+            with pytest.raises(myllm.InvalidParameterError, match=f"`{name}` .* constructor of the client"):
+                LM(client(wire), "m", **{name: None})
+        with pytest.raises(myllm.InvalidParameterError, match=r"must be a `myllm.Client`"):
+            LM("m", f"http://127.0.0.1:{wire.port}")
 
     def test_what_the_dialect_cannot_do(self, wire: Wire) -> None:
         lm = HFClientTGI("m", wire.port, "http://127.0.0.1", min_p=0.5, num_retries=0)
@@ -712,10 +721,10 @@ class TestObjects:
 
     def test_copy_takes_settings_and_parameters_only(self, wire: Wire) -> None:
         lm = vllm(wire)
-        for name in ("client", "close", "async_engine", "history", "kwargs", "_old", "clint"):
+        for name in ("close", "async_engine", "history", "kwargs", "_old", "clint"):
             with pytest.raises(myllm.UnknownParameterError, match=f"`{name}`"):
                 lm.copy(**{name: None})
-        for name, value in (("dialect", "tgi"), ("engine", None)):
+        for name, value in (("dialect", "tgi"), ("engine", None), ("client", None), ("cache_scope", "x")):
             with pytest.raises(myllm.InvalidParameterError, match=f"`{name}` .* constructor"):
                 lm.copy(**{name: value})
         twin = lm.copy(model="other", cache=False, callbacks=[], num_retries=0)
@@ -731,13 +740,8 @@ class TestObjects:
         if kind == "vllm":
             lm: Any = vllm(wire, min_p=0.1, http_request_kwargs={"proxies": {"http": proxy}}, **secret)
         else:
-            secret["http"] = myllm.HTTPOptions(proxy=proxy)
-            url = f"http://127.0.0.1:{wire.port}"
-            if kind == "client":
-                lm = Client("m", url, dialect="vllm", min_p=0.1, **secret)
-            else:
-                client = myllm.Client(url, dialect="vllm", min_p=0.1, **secret)
-                lm = dspy.LM("m", engine=Engine(client))
+            of_client = client(wire, http=myllm.HTTPOptions(proxy=proxy), min_p=0.1, **secret)
+            lm = LM(of_client, "m") if kind == "client" else dspy.LM("m", engine=Engine(of_client))
         data = library.dumps(lm)
         assert b"S3CRET" not in data
         monkeypatch.setenv("MYLLM_API_KEY", "again")
@@ -784,7 +788,7 @@ class TestObjects:
 
     @pytest.mark.parametrize("library", [pickle, cloudpickle])
     def test_a_dialect_of_ones_own(self, wire: Wire, tmp_path: Path, library: Any) -> None:
-        lm = Client("m", f"http://127.0.0.1:{wire.port}", dialect=OwnDialect(), cache=False, num_retries=0)
+        lm = LM(client(wire, dialect=OwnDialect()), "m", cache=False, num_retries=0)
         program = dspy.Predict("question -> answer")
         program.set_lm(library.loads(library.dumps(lm)))
         twin = program.get_lm()
@@ -803,17 +807,24 @@ class TestObjects:
     def test_save_and_load_without_secrets(
         self, wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
     ) -> None:
+        connection: dict[str, Any] = {
+            "api_key": "S3CRET", "headers": {"X": "S3CRET"}, "timeout": myllm.Timeout(first_byte=9)
+        }  # fmt: skip
         kwargs: dict[str, Any] = {
-            "api_key": "S3CRET", "headers": {"X": "S3CRET"}, "temperature": 0.5, "timeout": myllm.Timeout(first_byte=9),
-            "supports": {"function_calling": True}, "num_retries": 1, "cache": False, "max_tokens": 33,
+            "temperature": 0.5, "cache_scope": "mine", "supports": {"function_calling": True}, "num_retries": 1, "cache": False, "max_tokens": 33,
         }  # fmt: skip
         if kind == "vllm":
-            lm: Any = vllm(wire, model_type="chat", system_prompt="hm", min_p=0.1, max_retries=1, **kwargs)
+            lm: Any = vllm(
+                wire, model_type="chat", system_prompt="hm", min_p=0.1, max_retries=1, **connection, **kwargs
+            )
         elif kind == "tgi":
             http = {"verify": "/ca.pem", "proxies": {"http": None}}
-            lm = HFClientTGI("m", [wire.port, wire.port + 1], "127.0.0.1", http, **kwargs)
+            lm = HFClientTGI("m", [wire.port, wire.port + 1], "127.0.0.1", http, **connection, **kwargs)
         else:
-            lm = Client("m", f"http://127.0.0.1:{wire.port}", dialect="openai", **kwargs)
+            # The client's parameters are the LM's, and what the LM takes back stays so.
+            lm = LM(
+                client(wire, dialect="openai", seed=7, top_p=0.9, **connection), "m", top_p=None, **kwargs
+            )
         program = dspy.ChainOfThought("question -> answer")
         program.set_lm(lm)
         path = tmp_path / "program.json"
@@ -832,6 +843,10 @@ class TestObjects:
         assert loaded(question="q").answer == "Paris"
         assert wire.headers[-1]["authorization"] == "Bearer again"
         assert wire.bodies[-1]["max_tokens"] == 33
+        assert wire.bodies[-1].get("min_p") == (0.1 if kind == "vllm" else None)
+        assert wire.bodies[-1].get("seed") == (7 if kind == "client" else None)
+        assert "top_p" not in wire.bodies[-1]
+        assert twin.client.model == "m"
 
     def test_every_setting_of_the_connection_is_saved(self, wire: Wire, tmp_path: Path) -> None:
         settings: dict[str, Any] = {
@@ -843,11 +858,12 @@ class TestObjects:
         heavy = [myllm.Endpoint(url, weight=2.0), myllm.Endpoint(f"{url}/other")]
         hooks = [myllm.hooks.Hook()]
         cache = myllm.Cache(tmp_path / "answers.sqlite3", ttl=60)
-        client = myllm.Client(endpoints=heavy, cache=cache, dialect="auto", hooks=hooks, **settings)
+        cached = myllm.Client(endpoints=heavy, cache=cache, dialect="auto", hooks=hooks, **settings)
         for lm in (
             HFClientVLLM("m", wire.port, "http://127.0.0.1", hooks=hooks, **settings),
+            LM(cached, "m"),
             Client("m", endpoints=heavy, hooks=hooks, **settings),
-            dspy.LM("m", engine=Engine(client)),
+            dspy.LM("m", engine=Engine(cached)),
         ):
             saved = json.loads(json.dumps(lm.dump_state()))
             loaded = type(lm).load_state(saved, allow_custom_lm_class=True)
@@ -869,8 +885,7 @@ class TestObjects:
             lm.dump_state()
 
     def test_an_engine_of_a_plain_lm(self, wire: Wire) -> None:
-        client = myllm.Client(f"http://127.0.0.1:{wire.port}", dialect="vllm", min_p=0.1)
-        lm = dspy.LM("m", engine=Engine(client))
+        lm = dspy.LM("m", engine=Engine(client(wire, min_p=0.1)))
         wire.says("a")
         assert lm("hello") == ["a"]
         assert wire.bodies[0]["min_p"] == 0.1

@@ -1,4 +1,4 @@
-"""The provider behind LiteLLM's proxy, configured as its documentation says."""
+"""The provider behind LiteLLM's proxy, configured as the example is, driven by OpenAI's client."""
 
 from __future__ import annotations
 
@@ -19,14 +19,7 @@ import myllm
 
 pytestmark = pytest.mark.slow  # the proxy alone takes about ten seconds to start
 
-CONFIG = """
-model_list:
-  - model_name: "myllm/*"
-    litellm_params: {model: "myllm/*", api_base: os.environ/MYLLM_BASE_URL}
-litellm_settings:
-  custom_provider_map:
-    - {"provider": "myllm", "custom_handler": myllm_adapters.litellm.handler}
-"""
+CONFIG = Path(__file__).parents[2] / "examples" / "litellm_proxy.yaml"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -40,11 +33,10 @@ def proxy(server: myllm.Server, tmp_path_factory: pytest.TempPathFactory) -> Ite
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     folder = tmp_path_factory.mktemp("proxy")
-    (folder / "config.yaml").write_text(CONFIG)
     key = f"sk-{secrets.token_hex(24)}"
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [command, "--config", str(folder / "config.yaml"), "--host", "127.0.0.1", "--port", str(port)],
+            [command, "--config", str(CONFIG), "--host", "127.0.0.1", "--port", str(port)],
             env={**os.environ, "MYLLM_BASE_URL": server.url, "LITELLM_MASTER_KEY": key},
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -64,6 +56,29 @@ def proxy(server: myllm.Server, tmp_path_factory: pytest.TempPathFactory) -> Ite
         finally:
             process.terminate()
             process.wait(30)
+
+
+def test_the_call_of_litellm_s_vllm_page(proxy: openai.OpenAI) -> None:
+    response = proxy.chat.completions.create(
+        model="my-model", messages=[{"role": "user", "content": "what llm are you"}], max_tokens=4
+    )
+    assert response.choices[0].message.content
+
+
+def test_embeddings(proxy: openai.OpenAI, server: myllm.Server) -> None:
+    response = proxy.embeddings.create(model="my-embeddings", input=["red", "green"])
+    with server.client(model="smollm2") as client:
+        direct = client.embed(["red", "green"])
+    assert [entry.embedding for entry in response.data] == direct.vectors
+
+
+def test_tools(proxy: openai.OpenAI) -> None:
+    call = {"type": "function", "function": {"name": "now"}}
+    answer = proxy.chat.completions.create(
+        model="my-model", messages=QUESTION, tools=[call], tool_choice=call, max_tokens=20
+    )
+    assert answer.choices[0].message.tool_calls
+    assert answer.choices[0].message.tool_calls[0].function.name == "now"
 
 
 def test_chat(proxy: openai.OpenAI) -> None:

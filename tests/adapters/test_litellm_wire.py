@@ -6,6 +6,7 @@ import asyncio
 import gc
 import http.server
 import json
+import queue
 import ssl
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import litellm
 import pytest
+from litellm.integrations.custom_logger import CustomLogger
 
 import myllm_adapters.litellm as adapter
 
@@ -239,31 +241,6 @@ def test_broken_stream(wire: Any) -> None:
     assert got == ["par"]
 
 
-def test_a_stream_takes_one_prompt(wire: Any) -> None:
-    with pytest.raises(litellm.BadRequestError, match="2 texts"):
-        litellm.text_completion(
-            model="myllm/m", prompt=["a", "b"], api_base=wire.url, dialect="vllm", stream=True
-        )
-
-
-def test_text_completion_speaks_of_prompts(wire: Any) -> None:
-    wire.answers(
-        {
-            "id": "cmpl-1",
-            "created": 1,
-            "model": "m",
-            "choices": [{"index": 0, "text": "!", "finish_reason": "stop"}],
-            "usage": ANSWER["usage"],
-        }
-    )
-    response = litellm.text_completion(
-        model="myllm/m", prompt="hi", api_base=wire.url, dialect="vllm", suffix=".", echo=True
-    )
-    assert wire.seen[0].path == "/v1/completions"
-    assert wire.bodies == [{"model": "m", "prompt": "hi", "suffix": ".", "echo": True}]
-    assert response.choices[0].text == "!"
-
-
 def watch(seen: Any, reply: Any, closed: threading.Event) -> None:
     """Set `closed` when the client leaves."""
     connection = reply._http.connection
@@ -273,42 +250,22 @@ def watch(seen: Any, reply: Any, closed: threading.Event) -> None:
     reply._http.close_connection = True
 
 
-async def test_a_failed_prompt_ends_the_others(wire: Any) -> None:
-    started, closed = threading.Event(), threading.Event()
+async def test_a_cancelled_call_closes_its_connection(wire: Any) -> None:
+    arrived, closed = threading.Event(), threading.Event()
 
     def handler(seen: Any, reply: Any) -> None:
-        if seen.body["prompt"] == "slow":
-            started.set()
-            watch(seen, reply, closed)
-        else:
-            started.wait(5)
-            reply.json({"error": {"message": "no such thing"}}, 400)
+        arrived.set()
+        watch(seen, reply, closed)
 
     wire.handler = handler
-    before = asyncio.all_tasks()
-    with pytest.raises(litellm.BadRequestError, match="no such thing") as caught:
-        await litellm.atext_completion(
-            model="myllm/m", prompt=["slow", "bad"], api_base=wire.url, dialect="vllm"
-        )
-    assert not isinstance(caught.value.__cause__, ExceptionGroup)
-    assert not [t for t in asyncio.all_tasks() - before if "complete" in t.get_coro().__qualname__]
+    call = asyncio.create_task(
+        litellm.acompletion(model="myllm/m", messages=M, api_base=wire.url, dialect="vllm")
+    )
+    assert await asyncio.to_thread(arrived.wait, 5)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
     assert await asyncio.to_thread(closed.wait, 5)
-
-
-def test_after_a_failed_prompt_no_other_is_sent(wire: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "_PROMPTS_AT_ONCE", 2)
-
-    def handler(seen: Any, reply: Any) -> None:
-        if seen.body["prompt"] == "slow":
-            time.sleep(0.3)
-        reply.json({"error": {"message": "no such thing"}}, 400)
-
-    wire.handler = handler
-    with pytest.raises(litellm.BadRequestError, match="no such thing"):
-        litellm.text_completion(
-            model="myllm/m", prompt=["slow", "bad", *"abcdefgh"], api_base=wire.url, dialect="vllm"
-        )
-    assert len(wire.seen) <= 3  # the two at once, and one that a free thread may have taken already
 
 
 @pytest.mark.parametrize("leave", ["close", "drop", "drop after a chunk"])
@@ -432,29 +389,28 @@ def test_clients_are_reused(wire: Any) -> None:
     assert len(ports) == 2
 
 
-def test_callbacks_see_calls(wire: Any) -> None:
-    from litellm.integrations.custom_logger import CustomLogger
-
-    wire.answers(ANSWER)
-    seen: list[str] = []
+def test_callbacks_see_calls_whole_and_streamed(wire: Any) -> None:
+    seen: queue.Queue[tuple[Any, ...]] = queue.Queue()
 
     class Logger(CustomLogger):
         def log_pre_api_call(self, model: Any, messages: Any, kwargs: Any) -> None:
-            seen.append("pre")
+            seen.put(("pre", kwargs["additional_args"]["api_base"]))
 
         def log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
-            seen.append(response_obj.choices[0].message.content)
+            usage = response_obj.usage.total_tokens
+            seen.put((response_obj.choices[0].message.content, usage, kwargs["response_cost"]))
 
-    logger = Logger()
-    litellm.callbacks.append(logger)
+    request: Any = {"model": "myllm/m", "messages": M, "api_base": wire.url, "dialect": "vllm"}
+    litellm.callbacks.append(logger := Logger())
     try:
-        litellm.completion(model="myllm/m", messages=M, api_base=wire.url, dialect="vllm")
-        deadline = time.monotonic() + 5
-        while len(seen) < 2 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wire.answers(ANSWER)
+        litellm.completion(**request)
+        assert [seen.get(timeout=10) for _ in range(2)] == [("pre", wire.url), ("ok", 7, 0.0)]
+        wire.streams(event({"content": "ok"}), event({}, "stop"), USAGE_EVENT, DONE)
+        list(litellm.completion(**request, stream=True))
+        assert [seen.get(timeout=10) for _ in range(2)] == [("pre", wire.url), ("ok", 7, 0.0)]
     finally:
         litellm.callbacks.remove(logger)
-    assert seen == ["pre", "ok"]
 
 
 def test_several_event_loops(wire: Any) -> None:

@@ -104,6 +104,7 @@ def test_myllm_serve_speaks_vllm_without_being_one(server):
         (info,) = client.server_info().values()
     assert info.dialect == "vllm"
     assert info.product.startswith("myllm serve ")
+    assert "best_of" in info.features  # which vLLM has given up
     assert info.version is None, "its own version says nothing about vLLM's"
     assert info.limits["max_model_len"] > 0
 

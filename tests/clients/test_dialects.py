@@ -298,6 +298,13 @@ def test_vllm_s_best_of_ended_with_its_first_engine():
         assert body["n"] == 3
 
 
+def test_myllm_serve_takes_best_of():
+    call = Call(kind="completion", model="m", params=build({"best_of": 3}), prompt="p")
+    info = ServerInfo(dialect="vllm", product="myllm serve", features=frozenset({"best_of"}))
+    (request,) = get_dialect("vllm").requests(call, info)
+    assert request.json["best_of"] == 3
+
+
 # --- TGI ---------------------------------------------------------------------------------------------------
 
 

@@ -290,8 +290,8 @@ def test_nor_has_it_for_the_old_clients(local_engine, given):
 
 
 def test_what_is_no_engine_is_refused():
-    with pytest.raises(myllm.InvalidParameterError, match="`engine='smollm2'` is no engine"):
-        Client(engine="smollm2")
+    with pytest.raises(myllm.InvalidParameterError, match=r"`engine=\['smollm2'\]` is no engine"):
+        Client(engine=["smollm2"])
 
 
 def test_without_an_engine_installed_the_extra_is_named(monkeypatch):

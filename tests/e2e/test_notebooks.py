@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 import nbformat
@@ -29,6 +31,23 @@ def test_the_quickstart_tells_its_story():
     assert any("'positive'" in text or "'negative'" in text for text in texts)
     assert any("answer='Paris'" in text for text in texts)
     assert any("teacher" in text and "child" in text for text in texts)
+
+
+def test_no_call_fails_when_both_servers_of_a_router_die():
+    texts = _run("litellm")
+    assert "48 questions, 48 answers" in "".join(texts)
+    (table,) = [text for text in texts if text.startswith("answered by")]
+    assert all(who in table for who in ("first server", "second server", "this process"))
+    assert any("No server answers at" in text for text in texts)
+
+
+def test_dspy_compiles_a_program_that_is_better():
+    texts = _run("dspy")
+    (shown,) = re.findall(r"\{'no examples'[^}]*\}", "".join(texts))
+    scores = ast.literal_eval(shown)
+    assert scores["bootstrapped"] >= scores["no examples"] + 25
+    assert any(re.search(r"[1-9]\d* of them kept", text) for text in texts)
+    assert any(text.startswith("True Prediction(") for text in texts)
 
 
 def _run(name: str) -> list[str]:

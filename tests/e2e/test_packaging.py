@@ -105,6 +105,8 @@ def test_without_extras_the_sdk_works_with_its_three_libraries(bare):
     [
         ("import myllm_adapters.dspy", "dspy"),
         ("import myllm_adapters.autogen", "autogen"),
+        ("import myllm_adapters.agentchat", "pyautogen"),
+        ("import myllm_adapters.ag2", "ag2"),
         ("import myllm_adapters.litellm", "litellm"),
         ("import myllm.telemetry", "otel"),
         ("from myllm_engine import LLM", "engine"),

@@ -1,1 +1,1 @@
-"""The parts of `myllm_adapters.dspy`: parameters, requests, responses, errors and the engines."""
+"""The parts of `myllm_adapters.dspy`: the LM, its engines and what they translate; ChatAdapter; Embedder."""

@@ -23,7 +23,6 @@ from .responses import EventWriter, StreamEvent, responses
 from .state import (
     PickledClient,
     client_arguments,
-    dialect_of,
     dump_client,
     dump_supports,
     load_supports,
@@ -68,7 +67,7 @@ class BaseEngine(Generic[ClientT]):
         Args:
             client: where to send; its parameters are the defaults of every request.
             supports: what the model behind it can do; what is not stated is not supported, but for answers
-                by a JSON schema, which every server with OpenAI's API enforces or refuses.
+                by a JSON schema, which every server enforces or refuses.
         """
         self.client = client.with_options(max_retries=0)
         self.supports = supports or lm15.ModelSupport()
@@ -86,8 +85,7 @@ class BaseEngine(Generic[ClientT]):
     @property
     def supports_response_schema(self) -> bool:
         """Whether DSPy may constrain answers by a JSON schema."""
-        stated = self.supports.response_schema
-        return dialect_of(self.client).name != "tgi" if stated is None else stated
+        return self.supports.response_schema is not False
 
     @property
     def supported_params(self) -> frozenset[str]:

@@ -3,7 +3,8 @@
 DSPy reads an LM's keywords with a reader that knows OpenAI's and refuses the rest (`min_p`,
 `repetition_penalty`, …), but hands on `metadata` untouched. What it does not know therefore travels inside
 `metadata`, under `PACK`: so it reaches the engine, is part of the cache key, and survives `copy()` and
-`Predict(…, min_p=0.1)`. A name that nobody knows is refused here, with the nearest one.
+`Predict(…, min_p=0.1)`. A name that nobody knows is refused here, with the nearest one. Beside it, under
+`SERVERS`, stands where the LM sends, which DSPy's cache key does not have by itself.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from myllm import InvalidParameterError, params
 
 PACK = "__myllm__"
+SERVERS = "__servers__"
 
 # What `dspy.lm15.request_from_openai_chat` carries with the same meaning. Not `top_k`, whose 0 and -1 it
 # refuses, nor `chat_template_kwargs`, of which it knows one.
@@ -46,40 +48,46 @@ def pack(given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) ->
     if "extra_body" in rest:
         extra["extra_body"] = _checked_body(rest.pop("extra_body"))
     values = params.canonical(rest)
-    params.build({name: value for name, value in values.items() if name not in _CHECKED_LATER})
+    checked = params.build({name: value for name, value in values.items() if name not in _CHECKED_LATER})
+    if checked.json_schema is not None:
+        values["json_schema"] = checked.json_schema  # of a class
     _spell_logprobs(values)
     if values.get("logit_bias"):
         values["logit_bias"] = {
             str(token): bias for token, bias in values["logit_bias"].items()
         }  # JSON's keys
+    kept = packed(defaults or {})
+    if any(values.get(name) is not None for name in params.SHAPES):
+        # As in the SDK: what a call says about its answer's look goes before all that the LM says about it.
+        extra.update(dict.fromkeys(kept.keys() & params.SHAPES))
+        values.setdefault("response_format", None)
     for name, value in values.items():
         if name not in _NATIVE:
             extra[name] = value
         elif value is not None or (defaults or {}).get(name) is not None:  # else there is nothing to remove
             out[name] = value
     if extra:
-        merged = {**packed(defaults or {}), **extra}
-        merged = {name: value for name, value in merged.items() if value is not None}
+        merged = {name: value for name, value in {**kept, **extra}.items() if value is not None}
+        rest = {name: value for name, value in _metadata(defaults or {}).items() if name != PACK}
         # An empty pack and none are the same request, and should be the same cache entry.
-        out["metadata"] = {PACK: merged} if merged else None
+        out["metadata"] = {**rest, **({PACK: merged} if merged else {})} or None
     return out
 
 
 def packed(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an LM's keywords hold packed."""
-    content = (kwargs.get("metadata") or {}).get(PACK) or {}
-    return dict(content)
+    return dict(_metadata(kwargs).get(PACK) or {})
 
 
-def unpack(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an LM's keywords as they were given: the inverse of `pack`, without what is not set."""
-    flat = {name: value for name, value in kwargs.items() if name != "metadata" and value is not None}
-    return {**flat, **packed(kwargs)}
+def _metadata(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    return kwargs.get("metadata") or {}
 
 
 def wire(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return only the parameters that go to a server."""
-    return {name: value for name, value in unpack(kwargs).items() if name not in _CONTROLS}
+    """Return only the parameters that go to a server, as they were given to `pack`."""
+    flat = {name: value for name, value in kwargs.items() if name not in _CONTROLS and value is not None}
+    flat.pop("metadata", None)
+    return {**flat, **packed(kwargs)}
 
 
 def _checked_body(body: Any) -> dict[str, Any] | None:

@@ -14,7 +14,9 @@ from typing import Any
 
 from dspy import lm15
 
-from .parameters import PACK
+from .._messages import audio_part, function_tool, image_part, text_part, tool_result, video_part
+from .._messages import content as one_or_more
+from .parameters import PACK, SERVERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,7 @@ def _extensions(config: lm15.Config) -> tuple[dict[str, Any], dict[str, Any]]:
     params: dict[str, Any] = dict(config.extensions or {})
     metadata = dict(params.pop("metadata", None) or {})
     params.update(metadata.pop(PACK, None) or {})
+    metadata.pop(SERVERS, None)  # for DSPy's cache alone
     extra_body = dict(params.pop("extra_body", None) or {})
     if metadata:
         params["metadata"] = metadata  # not a parameter of the SDK, which says so
@@ -127,10 +130,7 @@ def _tool(tool: lm15.FunctionTool | lm15.BuiltinTool) -> dict[str, Any]:
         raise _unsupported(
             f"tools[{tool.name}]", f"the built-in tool {tool.name!r} exists at hosted services only"
         )
-    function: dict[str, Any] = {"name": tool.name, "parameters": tool.parameters}
-    if tool.description is not None:
-        function["description"] = tool.description
-    return {"type": "function", "function": function}
+    return function_tool(tool.name, tool.description, tool.parameters)
 
 
 def _messages(request: lm15.Request) -> list[dict[str, Any]]:
@@ -158,8 +158,8 @@ def _tool_row(part: Any) -> dict[str, Any]:
         if isinstance(content, str):
             content = f"[error] {content}"
         else:
-            content = [{"type": "text", "text": "[error]"}, *content]
-    return {"role": "tool", "tool_call_id": part.id, "content": content}
+            content = [text_part("[error]"), *content]
+    return tool_result(part.id, content)
 
 
 def _assistant_row(parts: Sequence[Any]) -> dict[str, Any]:
@@ -185,35 +185,21 @@ def _assistant_row(parts: Sequence[Any]) -> dict[str, Any]:
 
 
 def _content(parts: Sequence[Any]) -> str | list[dict[str, Any]]:
-    """Return one text as a string, anything else as OpenAI's content blocks."""
-    blocks = [_block(part) for part in parts]
-    if len(blocks) == 1 and blocks[0]["type"] == "text":
-        text: str = blocks[0]["text"]
-        return text
-    return blocks
+    return one_or_more([_block(part) for part in parts])
 
 
 def _block(part: Any) -> dict[str, Any]:
     if isinstance(part, lm15.TextPart):
-        return {"type": "text", "text": part.text}
+        return text_part(part.text)
     if isinstance(part, lm15.DataPart):
-        return {"type": "text", "text": _json(part.value)}
+        return text_part(_json(part.value))
     if isinstance(part, lm15.ImagePart):
-        image = {"url": _url(part)}
-        if part.detail is not None:
-            image["detail"] = part.detail
-        return {"type": "image_url", "image_url": image}
+        return image_part(_url(part), part.detail)
     if isinstance(part, lm15.AudioPart):
-        kind = _AUDIO_FORMATS.get(part.media_type)
-        if part.url is None and kind is not None:
-            return {"type": "input_audio", "input_audio": {"data": _base64(part), "format": kind}}
-        return {"type": "audio_url", "audio_url": {"url": _url(part)}}  # vLLM's addition
+        return audio_part(_url(part))
     if isinstance(part, lm15.VideoPart):
-        return {"type": "video_url", "video_url": {"url": _url(part)}}  # vLLM's addition
+        return video_part(_url(part))
     raise _unsupported("messages", f"OpenAI's chat API has no place for a {part.type} part")
-
-
-_AUDIO_FORMATS = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/mp3": "mp3", "audio/mpeg": "mp3"}
 
 
 def _url(part: Any) -> str:

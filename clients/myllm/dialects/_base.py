@@ -146,6 +146,7 @@ def refuse(name: str, value: Any, dialect: str, where: str, instead: str = "") -
     return UnsupportedFeatureError(
         f"`{name}={short(value)}`: {where} of {dialect!r} servers has no such parameter, so nothing was "
         "sent.",
+        param=name,
         hint=instead or "Leave it out, or send the server's own field with `extra_body={…}`.",
     )
 

@@ -144,7 +144,13 @@ def _vllm(asked: _Asked) -> Probe:
 def _myllm(asked: _Asked) -> Probe:
     body = yield from asked.ask("/version")
     # Its own version says nothing about vLLM's, whose newest and older words it all reads.
-    return asked.info("vllm", "myllm serve", _get(body, "version"), speaks_for_dialect=False)
+    return asked.info(
+        "vllm",
+        "myllm serve",
+        _get(body, "version"),
+        speaks_for_dialect=False,
+        features=frozenset({"best_of"}),
+    )
 
 
 def _sglang(asked: _Asked) -> Probe:

@@ -50,7 +50,8 @@ class VLLMDialect(OpenAIDialect):
         """See `OpenAIDialect.body`."""
         body = super().body(call, server)
         if _draws_more(call):
-            if server.version is None or server.version >= _NO_BEST_OF:
+            drops_it = server.version is None or server.version >= _NO_BEST_OF
+            if drops_it and "best_of" not in server.features:
                 raise refuse(
                     "best_of", call.params.best_of, self.name, "the completion endpoint",
                     "vLLM dropped it with 0.11: ask for `n` answers with `logprobs`, and take the likeliest.",

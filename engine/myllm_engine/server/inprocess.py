@@ -1,8 +1,9 @@
 """Serve an engine to clients in the same process: the server as it is, over socket pairs in place of a port.
 
-What `Client(engine=…)` finds through the entry point `myllm.engines`. Each connection is a pair of connected
-sockets that nobody else can reach; one end is the client's, the other one is served by uvicorn's protocol in
-an event loop of its own. So every route, limit, error and disconnect is what it is over a port.
+What `Client(engine=…)` finds through the entry point `myllm.engines`, which names `dial`. Each connection is
+a pair of connected sockets that nobody else can reach; one end is the client's, the other one is served by
+uvicorn's protocol in an event loop of its own. So every route, limit, error and disconnect is what it is over
+a port.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from ..async_engine import AsyncEngine
+from ..config import EngineConfig
 from ..llm import LLM
 from .app import build_app
 from .settings import ServerSettings
@@ -29,25 +31,39 @@ _hosts: weakref.WeakKeyDictionary[AsyncEngine, weakref.ref[Host]] = weakref.Weak
 _lock = threading.Lock()
 
 
-def dial(engine: object) -> Callable[[], socket.socket] | None:
-    """Return what opens connections to an engine; None when the object is none.
+class Dial:
+    """Serve the engines of this process, and start them."""
 
-    The engine is served while anyone holds what is returned, and until the engine is closed.
+    def __call__(self, engine: object) -> Callable[[], socket.socket] | None:
+        """Return what opens connections to an engine; None when the object is none.
 
-    Args:
-        engine: an `AsyncEngine`, or an `LLM`.
-    """
-    if isinstance(engine, LLM):
-        engine = engine.engine
-    if not isinstance(engine, AsyncEngine):
-        return None
-    with _lock:
-        known = _hosts.get(engine)
-        host = None if known is None else known()
-        if host is None:
-            host = Host(engine)
-            _hosts[engine] = weakref.ref(host)
-    return host.connect
+        The engine is served while anyone holds what is returned, and until the engine is closed.
+
+        Args:
+            engine: an `AsyncEngine`, or an `LLM`.
+        """
+        if isinstance(engine, LLM):
+            engine = engine.engine
+        if not isinstance(engine, AsyncEngine):
+            return None
+        with _lock:
+            known = _hosts.get(engine)
+            host = None if known is None else known()
+            if host is None:
+                host = Host(engine)
+                _hosts[engine] = weakref.ref(host)
+        return host.connect
+
+    def start(self, model: str) -> AsyncEngine:
+        """Load a model and run its engine, until the process ends.
+
+        Raises:
+            ModelLoadError, ValueError: the model cannot be loaded; the message says why and what to do.
+        """
+        return AsyncEngine(EngineConfig(model=model))
+
+
+dial = Dial()
 
 
 class Host:

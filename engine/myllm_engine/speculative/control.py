@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -92,8 +93,8 @@ class Speculator:
         self._proposer = proposer
         self._num_tokens = num_tokens
         self._records: WeakKeyDictionary[Sequence, _Record] = WeakKeyDictionary()
-        # Those that were given drafts for this step, and how many tokens they had.
-        self._drafted: dict[Sequence, int] = {}
+        # Those that were given drafts for this step: how many tokens they had, and the drafts.
+        self._drafted: dict[Sequence, tuple[int, list[int]]] = {}
         self._cost = StepCost()
         self.num_drafted = 0
         self.num_accepted = 0
@@ -118,7 +119,7 @@ class Speculator:
                 drafts = drafts[: valid_drafts(sequence.matcher, drafts)]
             if drafts:
                 sequence.drafts = drafts
-                self._drafted[sequence] = len(sequence.token_ids)
+                self._drafted[sequence] = len(sequence.token_ids), drafts
 
     def observe(self, batch: Batch, seconds: float) -> None:
         """Look at what became of a step's drafts, and at the time it took."""
@@ -128,15 +129,16 @@ class Speculator:
         for row in batch.rows:
             # The first row of those with drafts stands for the sequence.
             if row.num_drafted and not row.drafts and row.sequence in self._drafted:
-                self._settle(row.sequence, row.num_drafted, self._cost.share(num_decoding))
+                self._settle(row.sequence, self._cost.share(num_decoding))
 
-    def _settle(self, sequence: Sequence, proposed: int, share: float) -> None:
+    def _settle(self, sequence: Sequence, share: float) -> None:
         record = self._records[sequence]
-        # One token is drawn in any case, unless the request failed.
-        accepted = max(0, len(sequence.token_ids) - self._drafted[sequence] - 1)
-        self.num_drafted += proposed
+        place, drafts = self._drafted[sequence]
+        pairs = zip(sequence.token_ids[place:], drafts, strict=False)
+        accepted = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self.num_drafted += len(drafts)
         self.num_accepted += accepted
-        record.rate += 2 * _WEIGHT * (accepted / proposed - record.rate)
+        record.rate += 2 * _WEIGHT * (accepted / len(drafts) - record.rate)
         if record.rate <= share:
             record.pause = min(max(2 * record.pause, _FIRST_PAUSE), _LONGEST_PAUSE)
             record.resume = len(sequence.token_ids) + record.pause

@@ -49,7 +49,7 @@ class DraftProposer:
 
     def propose(self, wanted: dict[Sequence, int]) -> dict[Sequence, list[int]]:
         """Return proposals, at most as many tokens as wanted for each sequence, for those that have some."""
-        self._drop_ended()
+        self._drop_stopped()
         shadows = {sequence: self._follow(sequence) for sequence in wanted}
         lengths = {sequence: len(sequence.token_ids) for sequence in wanted}
         for _ in range(max(wanted.values(), default=0)):
@@ -113,9 +113,10 @@ class DraftProposer:
             shadow.pages += pool.allocate(missing)
         return True
 
-    def _drop_ended(self) -> None:
+    def _drop_stopped(self) -> None:
+        """Give back the pages of those that ended, and of those that were preempted."""
         for sequence, shadow in list(self._shadows.items()):
-            if sequence.finish_reason is not None:
+            if sequence.finish_reason is not None or not sequence.pages:
                 del self._shadows[sequence]
                 self._runner.pool.free(shadow.pages)
 

@@ -29,7 +29,7 @@ PARAMS = {
 
 @pytest.fixture(scope="module")
 def make_engine(tiny_model):
-    def make(speculative: SpeculativeConfig | None, **others) -> Engine:
+    def make(speculative: SpeculativeConfig | None, kv_cache_memory: int = 2**24, **others) -> Engine:
         return Engine(
             EngineConfig(
                 model=str(tiny_model("llama")),
@@ -38,7 +38,7 @@ def make_engine(tiny_model):
                 page_size=4,
                 max_num_batched_tokens=32,
                 max_num_seqs=8,
-                kv_cache_memory=2**24,
+                kv_cache_memory=kv_cache_memory,
                 speculative=speculative,
                 **others,
             )
@@ -93,6 +93,46 @@ def test_outputs_are_those_without_speculation(make_engine, plain, tiny_model, m
         proposer = engine._speculator._proposer
         proposer.propose({})
         assert proposer._runner.pool.num_free == proposer._runner.pool.num_total
+
+
+def test_a_right_draft_that_ends_the_text_counts(make_engine, tiny_model):
+    engine = make_engine(SpeculativeConfig(method="draft", model=str(tiny_model("llama")), num_tokens=3))
+
+    def answer(**others) -> list[int]:
+        params = SamplingParams(temperature=0.0, repetition_penalty=2.0, **others)  # no token twice
+        engine.add_request(Request(prompt_token_ids=REPEATS, params=params))
+        tokens = []
+        while engine.has_unfinished():
+            for output in engine.step():
+                tokens += output.outputs[0].token_ids
+        return tokens
+
+    first, second = answer(max_tokens=2, ignore_eos=True)
+    assert first != second
+    before = engine.stats().accepted_tokens_total
+    assert answer(max_tokens=20, stop_token_ids=[second]) == [first, second]
+    assert engine.stats().accepted_tokens_total == before + 1
+
+
+def test_a_preempted_sequence_keeps_no_pages_of_the_draft_model(make_engine, tiny_model):
+    engine = make_engine(
+        SpeculativeConfig(method="draft", model=str(tiny_model("llama")), num_tokens=3),
+        kv_cache_memory=2**18,
+    )
+    for seed in range(4):
+        params = SamplingParams(temperature=0.5, seed=seed, logit_bias=FEW, max_tokens=60, ignore_eos=True)
+        engine.add_request(Request(prompt_token_ids=REPEATS[:16], params=params, request_id=str(seed)))
+    proposer = engine._speculator._proposer
+    pool, preempted = proposer._runner.pool, 0
+    while engine.has_unfinished():
+        engine.step()
+        waiting = list(engine._scheduler.waiting)
+        preempted += any(sequence in proposer._shadows for sequence in waiting)
+        proposer.propose({})
+        assert not any(sequence in proposer._shadows for sequence in waiting)
+        held = sum(len(shadow.pages) for shadow in proposer._shadows.values())
+        assert pool.num_free == pool.num_total - held
+    assert preempted
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

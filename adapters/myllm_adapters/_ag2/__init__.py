@@ -1,0 +1,1 @@
+"""The parts of `myllm_adapters.ag2`."""

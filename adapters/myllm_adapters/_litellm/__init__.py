@@ -1,0 +1,1 @@
+"""What `myllm_adapters.litellm` is made of, one concern a module."""
