@@ -43,8 +43,8 @@ typedef struct {
 
 /* ---- pages ---- */
 
-/* How many numbers share a place. */
-INLINE int kv_pair(const AttentionPlace *at) { return at->is_bf16 && at->page_size % 2 == 0 ? 2 : 1; }
+/* Whether two numbers lie side by side; by as much places are shifted. */
+INLINE int has_pairs(const AttentionPlace *at) { return at->is_bf16 && at->page_size % 2 == 0; }
 INLINE int holds_vectors(const AttentionPlace *at) { return at->page_size % LANES == 0; }
 
 /* The first of a page's numbers, of keys or of values. */
@@ -52,12 +52,12 @@ INLINE size_t page_start(const AttentionPlace *at, int page) {
     return ((size_t)page * at->kv_heads + at->kv_head) * at->page_size * at->head_dim;
 }
 INLINE size_t key_place(const AttentionPlace *at, int page, int offset, int d) {
-    int pair = kv_pair(at);
-    return page_start(at, page) + ((size_t)(d / pair) * at->page_size + offset) * pair + d % pair;
+    int pairs = has_pairs(at);
+    return page_start(at, page) + (((size_t)(d >> pairs) * at->page_size + offset) << pairs) + (d & pairs);
 }
 INLINE size_t value_place(const AttentionPlace *at, int page, int offset, int d) {
-    int pair = kv_pair(at);
-    return page_start(at, page) + ((size_t)(offset / pair) * at->head_dim + d) * pair + offset % pair;
+    int pairs = has_pairs(at);
+    return page_start(at, page) + (((size_t)(offset >> pairs) * at->head_dim + d) << pairs) + (offset & pairs);
 }
 
 INLINE float read_kv(const void *from, size_t place, int is_bf16) {
@@ -68,9 +68,22 @@ INLINE float read_kv(const void *from, size_t place, int is_bf16) {
     return value;
 }
 
-INLINE void write_kv(void *to, size_t place, float value, int is_bf16) {
-    if (is_bf16) ((uint16_t *)to)[place] = to_bf16(value);
-    else ((float *)to)[place] = value;
+/* Store a token's key and value, `[head_dim]` each. */
+static void write_kv(
+    const AttentionPlace *at, int page, int offset, const float *key, const float *value, void *keys, void *values) {
+    int dim = at->head_dim, size = at->page_size, pairs = has_pairs(at), next = pairs ? 1 : size;
+    size_t key_at = key_place(at, page, offset, 0), value_at = value_place(at, page, offset, 0);
+    if (at->is_bf16) {
+        uint16_t halves[2][MAX_HEAD_DIM], *to = (uint16_t *)keys + key_at;
+        for (int d = 0; d < dim; d++) halves[0][d] = to_bf16(key[d]);
+        for (int d = 0; d < dim; d++) halves[1][d] = to_bf16(value[d]);
+        for (int d = 0; d < dim; d += 2, to += 2 * size) to[0] = halves[0][d], to[next] = halves[0][d + 1];
+        to = (uint16_t *)values + value_at;
+        for (int d = 0; d < dim; d++) to[(size_t)d << pairs] = halves[1][d];
+    } else {
+        for (int d = 0; d < dim; d++) ((float *)keys)[key_at + (size_t)d * size] = key[d];
+        memcpy((float *)values + value_at, value, sizeof(float) * dim);
+    }
 }
 
 /* 16 pairs: side by side in bfloat16, `apart` as floats. */

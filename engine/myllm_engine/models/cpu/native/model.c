@@ -256,11 +256,8 @@ static void rotate_and_store(Model *model, const Layer *layer, int t, int kv_hea
     }
     rotate(config, key, step->positions[t], layer->k_norm);
     AttentionPlace at = attention_place(model, layer, kv_head, NULL);
-    int page = (int)(step->slots[t] / size), offset = (int)(step->slots[t] % size);
-    for (int d = 0; d < dim; d++) {
-        write_kv(layer->keys, key_place(&at, page, offset, d), key[d], config->kv_is_bf16);
-        write_kv(layer->values, value_place(&at, page, offset, d), value[d], config->kv_is_bf16);
-    }
+    write_kv(
+        &at, (int)(step->slots[t] / size), (int)(step->slots[t] % size), key, value, layer->keys, layer->values);
 }
 
 /* Store all tokens before any attends to them. Where each sequence has one token, the thread that attends with it
