@@ -176,39 +176,43 @@ INLINE void score16(
         store(rows->scores[r] + column, hide(rows, r, position, sums[r] + others[r]));
 }
 
-/* output[r] += scores[r][column + i] * values[i], for `positions` of them. */
+/* output[r] += scores[r][column + i] * values[i], for `positions` of them, in `wide` vectors of dimensions: two where
+ * there are two, as each addition waits for the one before. */
+INLINE void weigh_wide(
+    const int count, const int is_bf16, const int wide, AttentionRows *rows, const void *values, size_t place,
+    int head_dim, int positions, int column, int d) {
+    f32x16 sums[2][ATTENTION_ROWS];
+    place += (size_t)d * (is_bf16 ? 2 : 1);
+#pragma GCC unroll 2
+    for (int j = 0; j < wide; j++)
+#pragma GCC unroll 8
+        for (int r = 0; r < count; r++) sums[j][r] = load(rows->output[r] + d + j * LANES);
+    for (int i = 0; i < positions; i += 2, place += 2 * (size_t)head_dim) {
+#pragma GCC unroll 2
+        for (int j = 0; j < wide; j++) {
+            f32x16 value, next;
+            load_pairs(values, place + j * LANES * (is_bf16 ? 2 : 1), head_dim, is_bf16, &value, &next);
+            if (i + 1 == positions) next = splat(0); /* what lies there may be no number */
+#pragma GCC unroll 8
+            for (int r = 0; r < count; r++) {
+                sums[j][r] += value * rows->scores[r][column + i];
+                sums[j][r] += next * rows->scores[r][column + i + 1];
+            }
+        }
+    }
+#pragma GCC unroll 2
+    for (int j = 0; j < wide; j++)
+#pragma GCC unroll 8
+        for (int r = 0; r < count; r++) store(rows->output[r] + d + j * LANES, sums[j][r]);
+}
+
 INLINE void weigh(
     const int count, const int is_bf16, AttentionRows *rows, const void *values, size_t place, int head_dim,
     int positions, int column) {
-    /* Two vectors at once, as each addition waits for the one before, where there are two more. */
-    for (int d = 0, several = 2; d < head_dim; d += several * LANES) {
-        if (head_dim - d < 2 * LANES) several = 1;
-        f32x16 sums[2][ATTENTION_ROWS];
-#pragma GCC unroll 8
-        for (int r = 0; r < count; r++) {
-            sums[0][r] = load(rows->output[r] + d);
-            sums[1][r] = load(rows->output[r] + d + LANES * (several - 1));
-        }
-        for (int i = 0; i < positions; i += 2) {
-#pragma GCC unroll 2
-            for (int half = 0; half < 2; half++) {
-                f32x16 value, next;
-                size_t from = place + (size_t)i * head_dim + (d + half * (several - 1) * LANES) * (is_bf16 ? 2 : 1);
-                load_pairs(values, from, head_dim, is_bf16, &value, &next);
-                if (i + 1 == positions) next = splat(0); /* what lies there may be no number */
-#pragma GCC unroll 8
-                for (int r = 0; r < count; r++) {
-                    sums[half][r] += value * rows->scores[r][column + i];
-                    sums[half][r] += next * rows->scores[r][column + i + 1];
-                }
-            }
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < count; r++) {
-            store(rows->output[r] + d + LANES * (several - 1), sums[1][r]);
-            store(rows->output[r] + d, sums[0][r]);
-        }
-    }
+    int d = 0;
+    for (; d + 2 * LANES <= head_dim; d += 2 * LANES)
+        weigh_wide(count, is_bf16, 2, rows, values, place, head_dim, positions, column, d);
+    if (d < head_dim) weigh_wide(count, is_bf16, 1, rows, values, place, head_dim, positions, column, d);
 }
 
 INLINE void attend(const int count, const int is_bf16, const AttentionPlace *at, AttentionRows *rows) {
