@@ -89,6 +89,12 @@ class Admission:
             raise ContextLengthError.for_model(
                 prompt_tokens=prompt_tokens, max_tokens=max_tokens, limit=self._max_model_len
             )
+        if params.min_tokens > self._max_model_len - prompt_tokens:
+            raise InvalidRequestError(
+                f"`min_tokens` ({params.min_tokens}) is more than there is room for: the prompt leaves "
+                f"{self._max_model_len - prompt_tokens} tokens",
+                param="min_tokens",
+            )
         if params.use_beam_search:
             self._check_beams(prompt_tokens, params)
         self._lora.number(request.lora)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 
 import litellm
 import pytest
-from autogen import ConversableAgent
+from autogen import ConversableAgent, register_function
 
 import myllm
 from myllm_adapters.autogen import llm_config
@@ -43,6 +44,23 @@ def test_autogen_s_agents_take_an_engine(local_engine):
     with myllm.Client(engine=local_engine, temperature=0, max_tokens=12) as client:
         expected = client.chat(QUESTION).text
     assert (reply if isinstance(reply, str) else reply["content"]) == expected
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_autogen_s_agents_call_tools_of_an_engine_s_model(local_engine, stream):
+    def greet(name: str) -> str:
+        return f"Hello, {name}!"
+
+    with myllm.Client(engine=local_engine, model="smollm2", temperature=0, max_tokens=40) as client:
+        config = llm_config(client, tool_choice="required", parallel_tool_calls=False, stream=stream)
+        caller = ConversableAgent("caller", llm_config=config, human_input_mode="NEVER")
+        user = ConversableAgent("user", llm_config=False, human_input_mode="NEVER")
+        register_function(greet, caller=caller, executor=user, description="Greet somebody.")
+        chat = user.initiate_chat(caller, message="Greet Anna.", max_turns=2).chat_history
+        (call,) = chat[1]["tool_calls"]
+        assert chat[2]["content"] == greet(**json.loads(call["function"]["arguments"]))
+        with pytest.raises(myllm.InvalidParameterError, match="an engine in this process has no address"):
+            llm_config(client, plain=True)
 
 
 async def test_litellm_s_provider_takes_an_engine(local_engine, monkeypatch):

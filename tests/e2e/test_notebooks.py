@@ -33,6 +33,18 @@ def test_the_quickstart_tells_its_story():
     assert any("teacher" in text and "child" in text for text in texts)
 
 
+def test_autogen_s_people_look_up_prices_talk_and_are_counted():
+    texts = _run("autogen")
+    assert any(f'price({{"item": "{item}"}})' in text for text in texts for item in ("coffee", "tea", "cake"))
+    talk = next(text for text in texts if "Which cake do you like best?" in text)
+    assert len(re.findall(r"^ *(waiter|cook|regular): .", talk, re.MULTILINE)) == 6
+    counts = next(text for text in texts if "all calls" in text)
+    prompts = [int(row.split()[1]) for row in counts.splitlines()[1:-1]]
+    assert len(prompts) >= 3
+    assert sum(prompts) == int(counts.splitlines()[-1].split()[2])
+    assert any("second run: 0 calls to the server" in text for text in texts)
+
+
 def test_no_call_fails_when_both_servers_of_a_router_die():
     texts = _run("litellm")
     assert "48 questions, 48 answers" in "".join(texts)

@@ -174,6 +174,26 @@ def matches(tokenizer):
             ['{"a":1,"b":[2,3]}', '{ "a" :  1, "b":[2, 3] }'],
             ['{   "a":1,"b":[2,3]}'],
         ),
+        (
+            {
+                "format": {
+                    "type": "sequence",
+                    "elements": [
+                        {"type": "any_tokens", "exclude_tokens": ["<repo_name>", 30], "max_tokens": 3},
+                        {"type": "const_string", "value": "<repo_name>"},
+                        NUMBER,
+                    ],
+                }
+            },
+            ["<repo_name><n>1/2</n>", "one two three<repo_name><n>1/2</n>"],
+            [
+                "one two three four<repo_name><n>1/2</n>",
+                "one<file_sep><repo_name><n>1/2</n>",
+                "one.<repo_name><n>1/2</n>",
+                "one<repo_name>",
+            ],
+        ),
+        ({"format": {"type": "any_text", "excludes": [], "max_tokens": None}}, ["a"], []),
         # Special tokens stand for themselves, and nowhere else.
         (
             {
@@ -199,12 +219,22 @@ def test_what_a_tag_takes(matches, document, yes, no):
         ({**TOOLS, "triggers": ["<x"]}, "`structural_tag.tags[0]`: '<function=weather>' begins with none of"),
         ({**TOOLS, "triggers": ["<function=", "[n", "<x"]}, "no tag begins with the trigger '<x'"),
         ({**TOOLS, "triggers": []}, "`triggers` must be a list of one or more"),
-        ({"format": {"type": "xml"}}, "`format`: the type 'xml' is not one of any_text, const_string"),
+        ({"format": {"type": "xml"}}, "`format`: the type 'xml' is not one of any_text, any_tokens"),
         (
             {"format": {"type": "sequence", "elements": [{"type": "any_text"}, NUMBER]}},
             "`format.elements[0]`: any_text ends with free text",
         ),
         ({"format": tag("<n>", {"type": "regex", "pattern": "("}, "")}, "unclosed group"),
+        (
+            {"format": {"type": "any_text", "excludes": ["x"]}},
+            "`format`: any_text has no 'excludes' here; it has type",
+        ),
+        ({"format": {**NUMBER, "ends": ["a"]}}, "tag has no 'ends' here; it has type, begin, content, end"),
+        ({"format": {"type": "any_tokens", "max_tokens": -1}}, "`max_tokens` must be a number up to"),
+        (
+            {"format": {"type": "any_tokens", "exclude_tokens": ["x"]}},
+            "'x' is neither the id of a token nor the text of a special",
+        ),
         (
             {"format": tag("<n>", {"type": "grammar", "grammar": "root ::= a"}, "")},
             "line 1: there is no rule `a`",

@@ -89,7 +89,7 @@ def _classify(error: BaseException) -> Problem:
     if isinstance(error, ProblemError):
         return error.problem
     if isinstance(error, RequestValidationError):
-        return _from_validation(error.errors())
+        return _from_validation(error)
     if isinstance(error, InvalidRequestError):
         return Problem(Kind.INVALID, str(error), error.param)
     if isinstance(error, QueueFullError):
@@ -140,36 +140,62 @@ def _from_http(error: HTTPException) -> Problem:
     kind = kinds.get(error.status_code)
     if kind is None:
         kind = Kind.INVALID if error.status_code < 500 else Kind.INTERNAL
-    return Problem(kind, str(error.detail), headers=dict(error.headers or {}))
+    detail = str(error.detail)
+    if error.status_code == 400 and error.__cause__ is not None:
+        # FastAPI's, for what no parser of JSON reads: other bytes than UTF-8, a number without end.
+        detail = f"The body is not valid JSON: {error.__cause__}"
+    return Problem(kind, detail, headers=dict(error.headers or {}))
 
 
-def _from_validation(errors: Sequence[Any]) -> Problem:
-    messages = []
-    first_param = None
-    for error in errors:
-        context = error.get("ctx") or {}
-        param = field_path(error["loc"][1:], context.get("field"))
-        first_param = first_param or param
-        messages.append(_validation_message(error, param))
-    # A value that fits no member of a union is reported once per member: three say enough.
-    return Problem(Kind.INVALID, "; ".join(dict.fromkeys(messages[:3])), first_param)
+def _from_validation(error: RequestValidationError) -> Problem:
+    found = [(_param(each, error.body), each) for each in error.errors()[:20]]
+    params = [param for param, _ in found if param is not None]
+    messages: dict[str, list[str]] = {}
+    # A value that fits no member of a union is reported once per member: those that it fits best tell why,
+    # and three say enough.
+    told = [
+        (param, each)
+        for param, each in found
+        if param is None or not any(other.startswith((f"{param}.", f"{param}[")) for other in params)
+    ][:3]
+    for param, each in told:
+        lead, text = _validation_message(each, param)
+        messages.setdefault(lead, []).append(text)
+    texts = [lead + ", or ".join(dict.fromkeys(words)) for lead, words in messages.items()]
+    return Problem(Kind.INVALID, "; ".join(texts), next((param for param, _ in told if param), None))
 
 
-def _validation_message(error: Any, param: str | None) -> str:
-    if "reason" in (error.get("ctx") or {}):
-        return str(error["ctx"]["reason"])
+def _param(error: Any, body: Any) -> str | None:
+    """Return the path of the field at fault, without the members of unions that pydantic puts into it."""
+    place, *location = error["loc"]
     if error["type"] == "json_invalid":
-        return f"The body is not valid JSON: {error['ctx']['error']} at byte {error['loc'][-1]}"
+        return None
+    path = []
+    for left, part in enumerate(location, start=1 - len(location)):
+        if (isinstance(body, dict) and part in body) or (isinstance(body, list) and part in range(len(body))):
+            path.append(part)
+            body = body[part]
+        elif place != "body" or (error["type"] == "missing" and not left):
+            path.append(part)
+    return field_path(path, (error.get("ctx") or {}).get("field"))
+
+
+def _validation_message(error: Any, param: str | None) -> tuple[str, str]:
+    """Return what a message begins with and how it goes on; what begins alike can be told at once."""
+    if "reason" in (error.get("ctx") or {}):
+        return "", str(error["ctx"]["reason"])
+    if error["type"] == "json_invalid":
+        return "", f"The body is not valid JSON: {error['ctx']['error']} at byte {error['loc'][-1]}"
     if param is None:
         if error["type"] == "missing":
-            return "The request has no body; a JSON object is expected"
-        return (
+            return "", "The request has no body; a JSON object is expected"
+        return "", (
             "The body must be a JSON object, sent with the header `Content-Type: application/json` "
             "(curl: -H 'Content-Type: application/json')"
         )
     if error["type"] == "missing":
-        return f"`{param}` is required"
-    return f"`{param}`: {error['msg'][:1].lower()}{error['msg'][1:]}"
+        return "", f"`{param}` is required"
+    return f"`{param}`: ", f"{error['msg'][:1].lower()}{error['msg'][1:]}"
 
 
 def field_path(location: Sequence[str | int], name: str | None = None) -> str | None:

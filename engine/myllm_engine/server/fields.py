@@ -78,7 +78,7 @@ def parse(model: type[M], body: Any) -> M:
         return model.model_validate(body)
     except ValidationError as error:
         errors = [{**item, "loc": ("body", *item["loc"])} for item in error.errors()]
-        raise RequestValidationError(errors) from error
+        raise RequestValidationError(errors, body=body) from error
 
 
 def refusal(reason: str, field: str | None = None) -> PydanticCustomError:

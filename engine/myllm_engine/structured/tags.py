@@ -15,10 +15,33 @@ from typing import Any
 from .ebnf import ebnf_to_lark, is_ebnf
 
 _ANY = "/(?s:.)*/"
-_FORMATS = (
-    "any_text, const_string, grammar, json_schema, optional, or, regex, sequence, tag, tags_with_separator, "
-    "triggered_tags"
-)
+# More than any context has.
+_MOST_TOKENS = 2**24
+# What each format may say besides its `type`.
+_KEYS: dict[str, tuple[str, ...]] = {
+    "any_text": (),
+    "any_tokens": ("exclude_tokens", "max_tokens"),
+    "const_string": ("value",),
+    "grammar": ("grammar",),
+    # The last two are our own.
+    "json_schema": ("json_schema", "whitespace_pattern", "separators"),
+    "optional": ("content",),
+    "or": ("elements",),
+    "regex": ("pattern",),
+    "sequence": ("elements",),
+    "tag": ("begin", "content", "end"),
+    "tags_with_separator": ("tags", "separator", "at_least_one", "stop_after_first"),
+    "triggered_tags": ("triggers", "tags", "at_least_one", "stop_after_first"),
+}
+# What XGrammar's formats may say besides, with the values that ask for nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "any_order": (False,),
+    "excludes": ([],),
+    "max_chars": (None,),
+    "max_tokens": (None,),
+    "max_whitespace_cnt": (None,),
+    "style": ("json",),
+}
 
 
 def tags_to_grammar(document: Mapping[str, Any], special_tokens: Mapping[str, int]) -> str:
@@ -39,7 +62,8 @@ def tags_to_grammar(document: Mapping[str, Any], special_tokens: Mapping[str, in
         tags = []
         for index, item in enumerate(_list(document, "structures", "structural_tag")):
             schema = _get(item, "schema", f"structures[{index}]")
-            tags.append({**item, "content": {"type": "json_schema", "json_schema": schema}})
+            known = {name: value for name, value in item.items() if name != "schema"}
+            tags.append({**known, "content": {"type": "json_schema", "json_schema": schema}})
         body = builder.triggered({"triggers": document.get("triggers"), "tags": tags}, "structural_tag")
     else:
         raise ValueError("it needs `format`, or `structures` and `triggers`")
@@ -62,6 +86,7 @@ class _Builder:
     def last(self, item: Mapping[str, Any], place: str) -> str:
         """Return a format at the end of the text, where free text may stand."""
         kind = item.get("type")
+        _check_keys(item, place)
         if kind == "any_text":
             return "ANY"
         if kind == "triggered_tags":
@@ -80,6 +105,7 @@ class _Builder:
     def _closed(self, item: Mapping[str, Any], place: str) -> str:
         """Return a format whose end shows by itself, so that something may follow it."""
         kind = item.get("type")
+        _check_keys(item, place)
         if kind == "triggered_tags" and item.get("stop_after_first"):
             return self.triggered(item, place)
         if kind in ("any_text", "triggered_tags"):
@@ -88,6 +114,7 @@ class _Builder:
                 "between the `begin` and the `end` of a tag"
             )
         makers: dict[Any, Callable[[Mapping[str, Any], str], str]] = {
+            "any_tokens": self._any_tokens,
             "const_string": lambda item, place: self._text(_string(item, "value", place, empty=True)),
             "json_schema": self._json_schema,
             "regex": self._regex,
@@ -98,8 +125,6 @@ class _Builder:
             "tag": self._tag,
             "tags_with_separator": self._separated,
         }
-        if kind not in makers:
-            raise ValueError(f"`{place}`: the type {str(kind)[:50]!r} is not one of {_FORMATS}")
         return makers[kind](item, place)
 
     def triggered(self, item: Mapping[str, Any], place: str) -> str:
@@ -112,6 +137,7 @@ class _Builder:
         whole = []
         for index, tag in enumerate(tags):
             where = f"{place}.tags[{index}]"
+            _check_keys(tag, where, kind="tag")
             begin = _string(tag, "begin", where)
             trigger = max((t for t in triggers if begin.startswith(t)), key=len, default=None)
             if trigger is None:
@@ -136,13 +162,40 @@ class _Builder:
         # Lazy: it ends where the trigger first occurs.
         return self._name(f"ANY {json.dumps(text, ensure_ascii=False)}", "[lazy]")
 
+    def _any_tokens(self, item: Mapping[str, Any], place: str) -> str:
+        """Return so many tokens as there may be; special ones are no text, and must be asked for by name."""
+        excluded = item.get("exclude_tokens") or []
+        if not isinstance(excluded, list):
+            raise ValueError(f"`{place}`: `exclude_tokens` must be a list; got {str(excluded)[:50]!r}")
+        ids = {self._token(token, place) for token in excluded} | set(self._special.values())
+        one = f"<[^{','.join(map(str, sorted(ids)))}]>" if ids else "<[*]>"
+        limit = item.get("max_tokens")
+        if limit is None:
+            return f"{one}*"
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < _MOST_TOKENS:
+            raise ValueError(
+                f"`{place}`: `max_tokens` must be a number up to {_MOST_TOKENS - 1}; got {limit!r}"
+            )
+        return f"{one}{{0,{limit}}}" if limit else '""'
+
+    def _token(self, token: Any, place: str) -> int:
+        """Return the id of a token, given so or by the text of a special one."""
+        token_id = self._special.get(token) if isinstance(token, str) else token
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
+            raise ValueError(
+                f"`{place}`: {str(token)[:50]!r} is neither the id of a token nor the text of a special one"
+            )
+        return token_id
+
     def _tag(self, item: Mapping[str, Any], place: str) -> str:
+        _check_keys(item, place, kind="tag")
         return f"{self._text(_string(item, 'begin', place, empty=True))} {self._inside(item, place)}"
 
     def _inside(self, item: Mapping[str, Any], place: str) -> str:
         """Return a tag's content and end."""
         content, end = _mapping(item, "content", place), _string(item, "end", place, empty=True)
         if content.get("type") == "any_text" and end:
+            _check_keys(content, f"{place}.content")
             return self._trigger(end)
         return f"{self._closed(content, f'{place}.content')} {self._text(end)}"
 
@@ -223,6 +276,19 @@ class _Builder:
         if not all(isinstance(element, Mapping) for element in elements):
             raise ValueError(f"`{place}`: `elements` must hold objects")
         return elements
+
+
+def _check_keys(item: Any, place: str, kind: str | None = None) -> None:
+    """Refuse a format that is not known, or says what would not be heeded."""
+    if not isinstance(item, Mapping):
+        raise ValueError(f"`{place}` must be an object; got {str(item)[:50]!r}")
+    kind = kind or item.get("type")
+    if not isinstance(kind, str) or kind not in _KEYS:
+        raise ValueError(f"`{place}`: the type {str(kind)[:50]!r} is not one of {', '.join(_KEYS)}")
+    for name, value in item.items():
+        if name not in ("type", *_KEYS[kind]) and value not in _NEUTRAL.get(name, ()):
+            known = ", ".join(("type", *_KEYS[kind]))
+            raise ValueError(f"`{place}`: {kind} has no {name[:50]!r} here; it has {known}")
 
 
 def _get(item: Any, name: str, place: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import anthropic
 import httpx
@@ -252,6 +253,36 @@ def test_an_empty_answer_is_an_empty_block(scripted, said):
         assert answer["content"] == [{"type": "text", "text": ""}]
 
 
+def test_the_sdks_runner_of_tools_goes_on_without_a_thread(client):
+    called = []
+
+    @anthropic.beta_tool
+    def get_weather(city: Literal["Paris", "Rome"]) -> str:
+        """Look up the weather.
+
+        Args:
+            city: where.
+        """
+        called.append(city)
+        return "sunny"
+
+    runner = client.beta.messages.tool_runner(
+        model="smollm2",
+        max_tokens=60,
+        messages=CHAT,
+        tools=[get_weather],
+        tool_choice={"type": "any", "disable_parallel_tool_use": True},
+        max_iterations=2,
+    )
+    first, second = runner
+    assert [block.input["city"] for block in (*first.content, *second.content)] == called
+    # The second prompt holds the first call and its result.
+    tokens = [
+        message.usage.input_tokens + message.usage.cache_read_input_tokens for message in (first, second)
+    ]
+    assert tokens[1] > tokens[0]
+
+
 # What is refused
 
 TOOL = {"name": "f", "input_schema": {"type": "object", "properties": {}}}
@@ -283,6 +314,7 @@ def said_by(role, *blocks):
         ({"output_config": {"effort": "huge"}}, "`output_config.effort` must be one of"),
         ({"tools": [{**TOOL, "name": "a b"}]}, "A function's name"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
+        ({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}, "contexts are not edited"),
         ({"system": [CALL]}, "'tool_use' do not belong to the role 'system'"),
         (said_by("user", {"type": "document", "source": {}}), "messages[0].content[0].type: Blocks of the type 'document'"),
         (said_by("user", {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}), "image"),
@@ -368,5 +400,6 @@ def test_what_asks_for_nothing_is_accepted(http):
         "thinking": {"type": "disabled"},
         "tool_choice": {"type": "none"},
         "tools": [],
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
     }
     assert http.post("/v1/messages", json=body).status_code == 200

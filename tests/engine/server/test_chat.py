@@ -6,12 +6,9 @@ import json
 
 import httpx
 import openai
-import openai.types.chat as chat_types
 import pytest
-from openai.types.chat import completion_create_params
 
-from myllm_engine.server.openai.chat_request import ChatRequest
-from myllm_engine.server.openai.messages import Message
+from myllm_engine.server.reasoning import ReasoningParser, registry
 from myllm_engine.server.settings import ServerSettings
 
 CHAT = [{"role": "user", "content": "What is the capital of France?"}]
@@ -107,6 +104,95 @@ def test_the_model_thinks_before_a_constrained_answer(serve):
     assert choice.message.content.isdigit()
     assert len(choice.message.content) == 2
     assert 0 < answer.usage.completion_tokens_details.reasoning_tokens < answer.usage.completion_tokens
+
+
+# `. ` and `Hello` are tokens of the bundled model's, which begins with the latter; the others are special ones.
+LIMITED = {
+    "plain": ReasoningParser(starts=("Hello",), ends=(".",)),
+    "special": ReasoningParser(starts=("<repo_name>",), ends=("<file_sep>",), implicit=True),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("parser", "budget"), [("plain", 3), ("plain", 0), ("special", 4)])
+def test_thoughts_end_when_their_tokens_are_spent(serve, monkeypatch, parser, budget, stream):
+    monkeypatch.setitem(registry._PARSERS, parser, LIMITED[parser])
+    body = {"messages": [{"role": "user", "content": "Say hi"}], "temperature": 0, "max_tokens": 16}
+    with serve(ServerSettings(reasoning_parser=parser)) as live:
+        client = openai.OpenAI(base_url=f"{live.url}/v1", api_key="-")
+        free = client.chat.completions.create(model="default", **body)
+        assert free.usage.completion_tokens_details.reasoning_tokens > budget + 2
+        extra = {"thinking_token_budget": budget}
+        if stream:
+            chunks = list(
+                client.chat.completions.create(
+                    model="default",
+                    **body,
+                    extra_body=extra,
+                    stream=True,
+                    stream_options={"include_usage": True},
+                )
+            )
+            usage, deltas = chunks[-1].usage, [chunk.choices[0].delta for chunk in chunks[:-1]]
+            reasoning = "".join(getattr(delta, "reasoning", None) or "" for delta in deltas)
+            content = "".join(delta.content or "" for delta in deltas)
+        else:
+            answer = client.chat.completions.create(model="default", **body, extra_body=extra)
+            usage, message = answer.usage, answer.choices[0].message
+            reasoning, content = message.reasoning or "", message.content
+    marks = 2 if parser == "plain" else 1
+    assert usage.completion_tokens_details.reasoning_tokens == budget + marks
+    # They are the beginning of those that nothing ends.
+    assert free.choices[0].message.reasoning.startswith(reasoning)
+    assert bool(reasoning) == bool(budget)
+    assert content
+
+
+def test_a_constrained_answer_follows_limited_thoughts(serve, monkeypatch):
+    monkeypatch.setitem(registry._PARSERS, "special", LIMITED["special"])
+    tool = {
+        "type": "function",
+        "function": {"name": "f", "parameters": {"properties": {"a": {"enum": [7]}}, "required": ["a"]}},
+    }
+    body = {
+        "messages": [{"role": "user", "content": "Say hi"}],
+        "temperature": 0,
+        "max_tokens": 60,
+        "thinking_token_budget": 4,
+    }
+    with serve(ServerSettings(reasoning_parser="special")) as live:
+        for more, read in (
+            ({"guided_choice": ["yes", "no"]}, lambda message: message["content"] in ("yes", "no")),
+            (
+                {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False},
+                lambda message: json.loads(message["tool_calls"][0]["function"]["arguments"]) == {"a": 7},
+            ),
+        ):
+            answer = httpx.post(f"{live.url}/v1/chat/completions", json={**body, **more}, timeout=60).json()
+            assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == 5
+            assert read(answer["choices"][0]["message"]), answer
+
+
+def test_anthropics_budget_limits_thoughts(serve, monkeypatch):
+    monkeypatch.setitem(registry._PARSERS, "special", LIMITED["special"])
+    asked = [{"role": "user", "content": "Say hi"}]
+    body = {"messages": asked, "temperature": 0, "max_tokens": 12}
+    with serve(ServerSettings(reasoning_parser="special")) as live:
+
+        def kinds(thinking):
+            answer = httpx.post(f"{live.url}/v1/messages", json={**body, "thinking": thinking}, timeout=60)
+            return [block["type"] for block in answer.json()["content"]]
+
+        assert kinds({"type": "enabled", "budget_tokens": 4}) == ["thinking", "text"]
+        assert kinds({"type": "adaptive"}) == ["thinking"]
+
+
+def test_thoughts_that_no_single_token_ends_cannot_be_limited(serve):
+    with serve(ServerSettings(reasoning_parser="granite")) as live:
+        body = {"messages": [{"role": "user", "content": "hi"}], "thinking_token_budget": 4}
+        response = httpx.post(f"{live.url}/v1/chat/completions", json=body)
+        assert response.status_code == 400
+        assert "ends its thoughts with one token" in response.json()["error"]["message"]
 
 
 def test_without_a_parser_nothing_is_told_of_thoughts(scripted, said):
@@ -285,21 +371,16 @@ def test_a_wrong_chat_request_is_explained(healthy, change, param, says):
         {"tool_choice": "auto", "parallel_tool_calls": True, "function_call": "none"},
         {"tools": [TOOL], "tool_choice": "none"},
         {"documents": [], "include_reasoning": True, "reasoning_effort": None},
+        {"top_logprobs": 0},
+        {"tools": [{"function": {"name": "f", "defer_loading": False}}], "tool_choice": "none"},
         assistant(content=None, refusal="No."),
+        assistant(content=None, reasoning="I think, and was cut off."),
         assistant(content=[{"type": "refusal", "refusal": "No."}, {"type": "text", "text": "Sorry."}]),
     ],
 )
 def test_what_asks_for_nothing_is_accepted(healthy, change):
     response = healthy.post("/v1/chat/completions", json={"messages": CHAT, **change})
     assert response.status_code == 200, response.text
-
-
-def test_openai_s_fields_are_known():
-    known = ChatRequest._own_names() | {*ChatRequest.unsupported, *ChatRequest.no_effect}
-    assert set(completion_create_params.CompletionCreateParamsStreaming.__annotations__) <= known
-    known = Message._own_names() | {*Message.unsupported, *Message.no_effect}
-    assert set(chat_types.ChatCompletionAssistantMessageParam.__annotations__) <= known
-    assert set(chat_types.ChatCompletionToolMessageParam.__annotations__) <= known
 
 
 def test_a_schema_that_cannot_be_enforced_is_refused(http):

@@ -90,10 +90,10 @@ def test_a_conversation_is_rendered_without_an_open_turn(http, engine):
         ({"input": "a", "messages": [{"role": "user", "content": "x"}]}, "input", "either"),
         ({"input": []}, "input", "`input` must be a string"),
         ({"input": 5}, "input", "`input` must be a string"),
-        ({"input": [[]]}, "prompt", "empty"),
-        ({"input": ""}, "prompt", "empty"),
+        ({"input": [[]]}, "input", "empty"),
+        ({"input": ""}, "input", "empty"),
         ({"input": ["a"] * 2049}, "input", "2049 texts; a request may have 2048"),
-        ({"input": [10**6]}, "prompt", "vocabulary"),
+        ({"input": [10**6]}, "input", "vocabulary"),
         ({"input": "a", "dimensions": 2}, "dimensions", "`dimensions` must be 576 or left out"),
         ({"input": "a", "encoding_format": "bytes"}, "encoding_format", "encoding_format"),
         ({"input": "a", "normalize": False}, "normalize", "`normalize` must be true"),
@@ -101,7 +101,7 @@ def test_a_conversation_is_rendered_without_an_open_turn(http, engine):
         ({"input": "a", "model": "other"}, "model", "does not exist"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "Unknown role"),
         ({"input": "a", "truncate_prompt_tokens": 10**6}, "truncate_prompt_tokens", "maximum context length"),
-        ({"input": [[5] * 9000]}, "prompt", "maximum context length is 8192 tokens. However, you requested"),
+        ({"input": [[5] * 9000]}, "input", "maximum context length is 8192 tokens. However, you requested"),
     ],
 )
 def test_what_cannot_be_embedded_is_refused(http, body, param, says):

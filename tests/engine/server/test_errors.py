@@ -9,7 +9,14 @@ import openai
 import pytest
 
 from myllm_engine.config import EngineConfig
-from myllm_engine.errors import EngineDeadError, EngineError, InvalidRequestError, QueueFullError
+from myllm_engine.errors import (
+    ContextLengthError,
+    EngineDeadError,
+    EngineError,
+    InvalidRequestError,
+    QueueFullError,
+)
+from myllm_engine.server.settings import ServerSettings
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -34,7 +41,6 @@ def healthy(scripted, said):
         ("logits_processors", ["a"], "`logits_processors` are not taken"),
         ("kv_transfer_params", {"a": 1}, "`kv_transfer_params` are not taken"),
         ("vllm_xargs", {"a": 1}, "`vllm_xargs` are not taken"),
-        ("thinking_token_budget", 5, "`thinking_token_budget` is not enforced here"),
         ("truncate_prompt_tokens", 0, "`truncate_prompt_tokens` must be 1 or more, or -1"),
         ("truncate_prompt_tokens", 101, "must not be above 100, this model's maximum context length"),
         ("truncation_side", "middle", "`truncation_side`"),
@@ -79,6 +85,8 @@ def test_a_wrong_field_is_named(healthy, path, field, value, says):
             "reads text alone",
         ),
         ({"top_logprobs": 2}, "top_logprobs", "needs `logprobs`"),
+        ({"thinking_token_budget": 5}, "thinking_token_budget", "needs a server with --reasoning-parser"),
+        ({"thinking_token_budget": -2}, "thinking_token_budget", "greater than or equal to -1"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "--max-logprobs"),
         ({"continue_final_message": True}, "continue_final_message", "add_generation_prompt"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens", "differ"),
@@ -105,6 +113,7 @@ def test_a_wrong_chat_request_is_explained(healthy, change, param, says):
     ("change", "param"),
     [
         ({"prompt": []}, "prompt"),
+        ({"thinking_token_budget": 5}, "thinking_token_budget"),
         ({"prompt": 5}, "prompt"),
         ({"prompt": [[]]}, "prompt"),
         ({"prompt": [1, "a"]}, None),
@@ -163,17 +172,50 @@ def test_fields_that_ask_for_nothing_are_accepted(healthy, extra):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "says", "param"),
     [
-        (b'{"prompt": ', "not valid JSON"),
-        (b"", "no body"),
-        (b"[1, 2]", "JSON object"),
-        (b'{"prompt": "x", "temperature": NaN}', "temperature"),
+        (b'{"prompt": ', "not valid JSON", None),
+        (b'{"prompt": "caf\xe9"}', "not valid JSON: 'utf-8' codec can't decode byte 0xe9", None),
+        (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", "not valid JSON: Exceeds the limit", None),
+        (b"[" * 100_000, "not valid JSON: maximum recursion depth", None),
+        (b"", "no body", None),
+        (b"[1, 2]", "JSON object", None),
+        (b'{"prompt": "x", "temperature": NaN}', "temperature", "temperature"),
     ],
 )
-def test_a_body_that_is_no_json_object_is_a_400(healthy, content, says):
+def test_a_body_that_is_no_json_object_is_a_400(healthy, content, says, param):
     response = healthy.post("/v1/completions", content=content, headers={"content-type": "application/json"})
     assert response.status_code == 400
+    assert says in response.json()["error"]["message"]
+    assert response.json()["error"]["param"] == param
+
+
+def said_by_user(content):
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "says"),
+    [
+        ("chat/completions", said_by_user(5), "messages[0].content", "`messages[0].content`: input should be a valid string, or input should be a valid list"),
+        ("chat/completions", said_by_user([{"text": "x"}]), "messages[0].content", "parts of the type 'None' are not read"),
+        ("chat/completions", said_by_user([{"type": "text", "text": 5}]), "messages[0].content[0].text", "`messages[0].content[0].text`: input should be a valid string"),
+        ("chat/completions", said_by_user([{"type": "text", "txt": 5}]), "messages[0].content[0].txt", "did you mean `text`?"),
+        ("chat/completions", said_by_user([{"type": "image_url", "image_url": {"url": 5}}]), "messages[0].content[0].image_url.url", "a valid string"),
+        ("chat/completions", {**CHAT, "stop": [None]}, "stop[0]", "`stop[0]`: input should be a valid string"),
+        ("chat/completions", {**CHAT, "guided_json": [1]}, "guided_json", "a valid dictionary, or input should be a valid string"),
+        ("chat/completions", {**CHAT, "tools": [{"function": {"name": "f"}}], "tool_choice": {"type": "function"}}, "tool_choice.function", "`tool_choice.function` is required"),
+        ("chat/completions", {**CHAT, "tools": [{"type": "function", "name": "f"}]}, "tools[0]", "is written for /v1/responses"),
+        ("completions", {"prompt": [1.5]}, "prompt[0]", "`prompt[0]`: input should be a valid string, or input should be a valid list"),
+        ("embeddings", {"input": [CHAT["messages"][0]]}, "input[0]", "`input[0]`: input should be a valid string"),
+        ("embeddings", {"input": ["a", ""]}, "input", "The prompt is empty"),
+        ("responses", {"input": 5}, "input", "`input`: input should be a valid list"),
+    ],
+)  # fmt: skip
+def test_a_value_that_fits_no_member_of_a_union_is_told_by_its_own_path(healthy, path, body, param, says):
+    response = healthy.post(f"/v1/{path}", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
     assert says in response.json()["error"]["message"]
 
 
@@ -199,6 +241,50 @@ def test_unknown_routes_answer_json(healthy, method, path, status):
     response = healthy.request(method, path)
     assert response.status_code == status
     assert response.json()["error"]["code"] == status
+
+
+FULL = QueueFullError("5 requests wait already")
+LONG = ContextLengthError.for_model(prompt_tokens=9000, max_tokens=16, limit=8192)
+
+
+@pytest.mark.parametrize(
+    ("request_", "raised", "status", "kind", "says"),
+    [
+        (("POST", "completions", {"prompt": "x", "top_p": 7}), None, 400, "BadRequestError", "`top_p`"),
+        (("POST", "completions", {"prompt": "x", "n": "y"}), None, 400, "BadRequestError", "`n`: input should be a valid integer"),
+        (("POST", "completions", b"{"), None, 400, "BadRequestError", "not valid JSON"),
+        (("POST", "completions", {"prompt": "x"}), LONG, 400, "BadRequestError", "This model's maximum context length is 8192 tokens. However, you requested 9016"),
+        (("POST", "completions", {"prompt": "x"}), None, 401, "AuthenticationError", "Unauthorized"),
+        (("GET", "models/x", None), None, 404, "NotFoundError", "'x' does not exist here"),
+        (("POST", "completions", {"prompt": "x", "model": "x"}), None, 404, "NotFoundError", "'x' does not exist here"),
+        (("GET", "nowhere", None), None, 404, "NotFoundError", "Not Found: GET /v1/nowhere"),
+        (("GET", "completions", None), None, 405, "MethodNotAllowedError", "Method Not Allowed: GET /v1/completions"),
+        (("POST", "completions", {"prompt": "x" * 2000}), None, 413, "RequestEntityTooLargeError", "1000 bytes"),
+        (("POST", "completions", {"prompt": "x"}), EngineError("no numbers"), 500, "InternalServerError", "no numbers"),
+        (("POST", "completions", {"prompt": "x"}), EngineDeadError("gone"), 500, "InternalServerError", "The engine has stopped"),
+        (("POST", "completions", {"prompt": "x"}), KeyError("secret"), 500, "InternalServerError", "its log has the details"),
+        (("POST", "completions", {"prompt": "x"}), FULL, 503, "ServiceUnavailableError", "5 requests wait already"),
+    ],
+)  # fmt: skip
+def test_each_failure_has_its_status_shape_and_words(scripted, request_, raised, status, kind, says):
+    method, path, body = request_
+    key = "wrong" if status == 401 else "right"
+    settings = ServerSettings(api_keys=("right",), max_body_size=1000)
+    with scripted([] if raised is None else [raised], settings) as live:
+        response = httpx.request(
+            method,
+            f"{live.url}/v1/{path}",
+            content=body if isinstance(body, bytes) else None if body is None else json.dumps(body),
+            headers={"content-type": "application/json", "authorization": f"Bearer {key}"},
+        )
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert ("retry-after" in response.headers) == (status == 503)
+    assert list(response.json()) == ["error"]
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["code"]) == (kind, status)
+    assert says in error["message"]
 
 
 def test_a_full_queue_is_a_503_that_says_when_to_retry(scripted):

@@ -13,6 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -102,10 +103,161 @@ def test_the_openai_client_shows_images(seeing: str, tiny: Any):
     assert len(set(texts)) == 3
 
 
+def test_images_in_vllms_short_form(seeing: str, tiny: Any):
+    url = data_url(picture(1))
+    for shown in ({"image_url": url}, {"type": "image_url", "image_url": url, "uuid": "mine"}):
+        messages = [{"role": "user", "content": [shown, "What is this?"]}]
+        content = {"messages": messages, "max_tokens": MAX_TOKENS, "temperature": 0}
+        reply = httpx.post(f"{seeing}/v1/chat/completions", json=content).json()
+        assert reply["choices"][0]["message"]["content"] == answer(tiny, picture(1))[0]
+
+
 def test_a_stream_shows_images(seeing: str, tiny: Any):
     client = openai.OpenAI(base_url=f"{seeing}/v1", api_key="none")
     stream = client.chat.completions.create(**body(part(data_url(picture(1)))), stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == answer(tiny, picture(1))[0]
+
+
+def test_the_responses_api_shows_images(seeing: str, tiny: Any):
+    client = openai.OpenAI(base_url=f"{seeing}/v1", api_key="none")
+
+    def ask(seed: int, **more: Any) -> Any:
+        content = [
+            {"type": "input_image", "image_url": data_url(picture(seed)), "detail": "auto"},
+            {"type": "input_text", "text": "What is this?"},
+        ]
+        return client.responses.create(
+            model="default",
+            input=[{"role": "user", "content": content}],  # type: ignore[list-item, misc]
+            max_output_tokens=MAX_TOKENS,
+            temperature=0,
+            **more,
+        )
+
+    expected, length = answer(tiny, picture(1))
+    first = ask(1)
+    assert first.output_text == expected
+    assert first.usage.input_tokens == length
+    events = list(ask(1, stream=True))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == expected
+    # What it goes on from has its image, too.
+    second = ask(2, previous_response_id=first.id)
+    assert second.usage.input_tokens > 2 * length
+    body = {"previous_response_id": first.id, "input": "And?"}
+    counted = httpx.post(f"{seeing}/v1/responses/input_tokens", json=body).json()["input_tokens"]
+    assert counted > length
+
+
+def test_anthropics_api_shows_images(seeing: str, tiny: Any):
+    client = anthropic.Anthropic(base_url=seeing, api_key="none")
+    data = base64.b64encode(encoded(picture(1))).decode()
+    shown = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
+    messages = [{"role": "user", "content": [shown, {"type": "text", "text": "What is this?"}]}]
+    arguments: Any = {"model": "default", "messages": messages}
+    expected, length = answer(tiny, picture(1))
+    limits: Any = {"max_tokens": MAX_TOKENS, "temperature": 0}
+    reply = client.messages.create(**arguments, extra_body=limits, max_tokens=MAX_TOKENS)
+    assert reply.content[0].text == expected
+    assert reply.usage.input_tokens + reply.usage.cache_read_input_tokens == length
+    with client.messages.stream(**arguments, extra_body=limits, max_tokens=MAX_TOKENS) as stream:
+        assert stream.get_final_text() == expected
+    assert client.messages.count_tokens(**arguments).input_tokens == length
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ({"type": "base64", "media_type": "image/png", "data": "AAAA"}, "none of the formats PNG"),
+        ({"type": "base64", "media_type": "image/png"}, "`data` is required by this type"),
+        ({"type": "base64", "data": "AAAA"}, "`media_type` is required by this type"),
+        ({"type": "url"}, "`url` is required by this type"),
+        ({"type": "url", "url": "https://example.org/x.png"}, "`--allow-image-urls`"),
+        ({"type": "file", "file_id": "x"}, "send the image itself"),
+    ],
+)
+def test_what_is_no_good_image_to_anthropics_api(seeing: str, source: dict[str, Any], says: str):
+    messages = [{"role": "user", "content": [{"type": "image", "source": source}]}]
+    response = httpx.post(f"{seeing}/v1/messages", json={"messages": messages, "max_tokens": 1})
+    assert response.status_code == 400
+    assert says in response.json()["error"]["message"]
+
+
+def test_images_that_tools_return(seeing: str, tiny: Any):
+    """A result of a call may hold images in each API; the template gets them where they stand."""
+    url = data_url(picture(1))
+    source = {"type": "base64", "media_type": "image/png", "data": url.partition(",")[2]}
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    asked = {"role": "user", "content": [{"type": "text", "text": "Look."}]}
+    bodies = {
+        "/v1/chat/completions": {
+            "messages": [
+                asked,
+                {"role": "assistant", "content": [], "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "1", "content": [part(url)]},
+            ],
+            "max_tokens": MAX_TOKENS,
+        },
+        "/v1/responses": {
+            "input": [
+                {"role": "user", "content": "Look."},
+                {"type": "function_call", "call_id": "1", "name": "look", "arguments": "{}"},
+                {
+                    "type": "function_call_output",
+                    "call_id": "1",
+                    "output": [{"type": "input_image", "image_url": url}],
+                },
+            ],
+            "max_output_tokens": MAX_TOKENS,
+        },
+        "/v1/messages": {
+            "messages": [
+                asked,
+                {
+                    "role": "assistant",
+                    "content": [{"type": "tool_use", "id": "1", "name": "look", "input": {}}],
+                },
+                {
+                    "role": "user",
+                    "content": [
+                        {
+                            "type": "tool_result",
+                            "tool_use_id": "1",
+                            "content": [{"type": "image", "source": source}],
+                        }
+                    ],
+                },
+            ],
+            "max_tokens": MAX_TOKENS,
+        },
+    }
+    said = {}
+    for path, content in bodies.items():
+        response = httpx.post(seeing + path, json={**content, "temperature": 0})
+        assert response.status_code == 200, response.text
+        said[path] = response.json()
+    text = said["/v1/chat/completions"]["choices"][0]["message"]["content"]
+    assert said["/v1/responses"]["output"][0]["content"][0]["text"] == text
+    assert said["/v1/messages"]["content"][0]["text"] == text
+
+
+def test_an_embedding_is_of_the_image_too(seeing: str, tiny: Any):
+    def embed(image: Image.Image) -> torch.Tensor:
+        asked = body(part(data_url(image)))["messages"]
+        response = httpx.post(f"{seeing}/v1/embeddings", json={"messages": asked})
+        assert response.status_code == 200, response.text
+        return torch.tensor(response.json()["data"][0]["embedding"])
+
+    text = tiny.processor.tokenizer.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}],
+        tokenize=False,
+    )
+    inputs = tiny.processor(text=text, images=[picture(1)], return_tensors="pt", add_special_tokens=False)
+    with torch.inference_mode():
+        states = tiny.model.model(**inputs).last_hidden_state[0, -1]
+    torch.testing.assert_close(
+        embed(picture(1)), torch.nn.functional.normalize(states, dim=0), atol=1e-4, rtol=1e-3
+    )
+    assert not torch.allclose(embed(picture(1)), embed(picture(2)), atol=1e-3)
 
 
 GOOD = data_url(picture(1))

@@ -300,6 +300,22 @@ def test_best_of_returns_the_likeliest(http):
     assert [text for _, text in choices(best_of=4, n=2)] == [text for _, text in best]
 
 
+def test_best_of_holds_for_chats(http):
+    body = {"messages": CHAT, "max_tokens": 6, "temperature": 1.5, "seed": 3, "logprobs": True}
+
+    def choices(**more):
+        answer = http.post("/v1/chat/completions", json={**body, **more}).json()["choices"]
+        means = [
+            sum(token["logprob"] for token in choice["logprobs"]["content"])
+            / len(choice["logprobs"]["content"])
+            for choice in answer
+        ]
+        return list(zip(means, (choice["message"]["content"] for choice in answer), strict=True))
+
+    best = sorted(choices(n=4), reverse=True)[:2]
+    assert choices(best_of=4, n=2) == best
+
+
 def test_words_and_tokens_can_be_forbidden(http, engine):
     body = {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
 
@@ -313,13 +329,13 @@ def test_words_and_tokens_can_be_forbidden(http, engine):
 
 
 def test_a_beam_search_returns_its_beams(http):
-    body = {"prompt": PROMPT, "max_tokens": 5, "temperature": 0}
+    body = {"prompt": PROMPT, "max_tokens": 5}
 
     def texts(**more):
         choices = http.post("/v1/completions", json={**body, **more}).json()["choices"]
         return [choice["text"] for choice in choices]
 
-    assert texts(use_beam_search=True) == texts()  # one beam is greedy
+    assert texts(use_beam_search=True) == texts(temperature=0)  # one beam is greedy
     wide = {"use_beam_search": True, "best_of": 4, "length_penalty": 0.0, "early_stopping": True}
     assert len(set(texts(n=3, **wide))) == 3
     assert texts(n=1, **wide) == texts(n=3, **wide)[:1]
@@ -381,6 +397,21 @@ def test_a_prompt_too_long_is_told_in_words_that_clients_know(client, engine, st
             model="smollm2", prompt=PROMPT, max_tokens=engine.max_model_len, stream=stream
         )
     assert caught.value.param == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"max_tokens": 10**6}, "max_tokens"),
+        ({"max_completion_tokens": 10**6}, "max_completion_tokens"),
+        ({"messages": [{"role": "user", "content": "word " * 9000}]}, "messages"),
+        ({"min_tokens": 10**6}, "min_tokens"),
+    ],
+)
+def test_what_a_chat_has_no_room_for_is_told_by_its_field(http, change, param):
+    response = http.post("/v1/chat/completions", json={"messages": CHAT, **change})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
 
 
 def test_a_long_prompt_is_tokenized_aside(client, engine):

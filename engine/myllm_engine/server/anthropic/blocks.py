@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from ..fields import StrictModel, refusal
 
@@ -29,15 +29,31 @@ class Text(StrictModel):
 class ImageSource(StrictModel):
     """Say where an image is: in the request or on the web."""
 
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"file_id": ()}
+    reasons: ClassVar[dict[str, str]] = {"file_id": "is of Anthropic's files: send the image itself"}
+
     type: Literal["base64", "url"]
     media_type: str | None = None
     data: str | None = None
     url: str | None = None
 
+    @model_validator(mode="after")
+    def _whole(self) -> ImageSource:
+        for name in ("media_type", "data") if self.type == "base64" else ("url",):
+            if getattr(self, name) is None:
+                raise refusal(f"`{name}` is required by this type", name)
+        return self
+
 
 class Image(StrictModel):
     """Hold an image."""
 
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "transformations": ({}, {"oversized_image": "downsize"})
+    }
+    reasons: ClassVar[dict[str, str]] = {
+        "transformations": "are not chosen here: images are scaled down to what the model was trained to see"
+    }
     no_effect: ClassVar[frozenset[str]] = CACHE
 
     type: Literal["image"]

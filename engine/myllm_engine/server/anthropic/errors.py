@@ -28,7 +28,11 @@ def body(problem: Problem) -> dict[str, object]:
     message = problem.message
     if problem.param is not None and problem.param not in message:
         message = f"{problem.param}: {message}"
-    return {"type": "error", "error": {"type": _STATUS[problem.kind][1], "message": message}}
+    error: dict[str, object] = {"type": _STATUS[problem.kind][1], "message": message}
+    if problem.param == "thread":
+        # At this the SDK's runner of tools goes on without (anthropic/lib/threads/_thread_state.py).
+        error["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    return {"type": "error", "error": error}
 
 
 def render(problem: Problem) -> Response:

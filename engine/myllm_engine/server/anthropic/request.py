@@ -21,6 +21,7 @@ NAMES = {
     "reasoning_effort": "output_config.effort",
     "response_format": "output_config.format",
     "stop": "stop_sequences",
+    "thinking_token_budget": "thinking.budget_tokens",
 }
 
 
@@ -78,7 +79,7 @@ class ToolChoice(StrictModel):
 
 
 class ThinkingConfig(StrictModel):
-    """Say whether a reasoning model thinks. The budget is a hint, as it is to Anthropic's models."""
+    """Say whether a reasoning model thinks, and how much; see `MessagesRequest.thinking_budget`."""
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: StrictInt | None = Field(None, ge=1)
@@ -96,6 +97,11 @@ class OutputFormat(StrictModel):
 class OutputConfig(StrictModel):
     """Configure the answer."""
 
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"task_budget": ()}
+    reasons: ClassVar[dict[str, str]] = {
+        "task_budget": "is not told to the model: `max_tokens` limits the answer"
+    }
+
     effort: str | None = None
     format: OutputFormat | None = None
 
@@ -103,8 +109,32 @@ class OutputConfig(StrictModel):
 class MessagesPrompt(StrictModel):
     """Hold what makes the prompt of an answer: all that is needed to count its tokens."""
 
-    # They concern Anthropic's service.
-    no_effect: ClassVar[frozenset[str]] = CACHE | {"speed", "user_profile_id", "workspace_id"}
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "compaction": (),
+        # The last one asks for nothing to be cleared.
+        "context_management": (
+            {},
+            {"edits": []},
+            {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        ),
+        "mcp_servers": ([],),
+        "thread": (),
+    }
+    reasons: ClassVar[dict[str, str]] = {
+        "compaction": "is not available: ask for a summary in a message",
+        "context_management": "is not available: contexts are not edited here",
+        "mcp_servers": "are not called by this server: call them, and send their tools in `tools`",
+        "thread": "is kept by Anthropic: send all messages",
+    }
+    # They concern Anthropic's service, or what follows when its models decline.
+    no_effect: ClassVar[frozenset[str]] = CACHE | {
+        "billing_policy",
+        "fallback_credit_token",
+        "fallbacks",
+        "speed",
+        "user_profile_id",
+        "workspace_id",
+    }
 
     model: str | None = Field(None, description="A served name; may be left out.")
     messages: Annotated[list[Turn], Field(fail_fast=True)] = Field(min_length=1, max_length=4096)
@@ -175,16 +205,14 @@ class MessagesRequest(MessagesPrompt):
     """Ask for the next message of a conversation."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **MessagesPrompt.unsupported,
         **{name: UNSUPPORTED[name] for name in ("ec_transfer_params", "kv_transfer_params", "vllm_xargs")},
         "container": (),
-        "context_management": (),
-        "mcp_servers": ([],),
     }
     reasons: ClassVar[dict[str, str]] = {
         **REASONS,
+        **MessagesPrompt.reasons,
         "container": "is Anthropic's: no code runs here",
-        "context_management": "is not available: contexts are not edited here",
-        "mcp_servers": "are not called by this server: call them, and send their tools in `tools`",
     }
     # As above, or about images handed between vLLM's servers.
     no_effect: ClassVar[frozenset[str]] = MessagesPrompt.no_effect | {
@@ -216,6 +244,11 @@ class MessagesRequest(MessagesPrompt):
     def shows_thinking(self) -> bool:
         """Tell whether the answer has what the model thinks."""
         return self.thinking is None or self.thinking.display != "omitted"
+
+    @property
+    def thinking_budget(self) -> int | None:
+        """Return how many tokens the thoughts may take, where somebody tells them apart; None: no limit."""
+        return self.thinking.budget_tokens if self.thinking and self.thinking.type == "enabled" else None
 
     def chat_fields(self) -> dict[str, Any]:
         """Return the body of a chat request of the same conversation; None is a field left out."""

@@ -28,7 +28,9 @@ async def create_message(body: MessagesRequest, context: Context, http: HttpRequ
     """Write the next message of a conversation, as an object or as events."""
     message_id = f"msg_{uuid.uuid4().hex}"
     with told_as(NAMES):
-        chat = chat_request(body.chat_fields())
+        # Clients for Claude send a budget in any case: without a parser there are no thoughts to limit.
+        budget = body.thinking_budget if context.settings.reasoning_parser is not None else None
+        chat = chat_request({**body.chat_fields(), "thinking_token_budget": budget})
         conversation = await Conversation.open(chat, context, http, message_id)
     writer = MessageWriter(message_id, conversation.model, shows_thinking=body.shows_thinking)
     headers = {"request-id": message_id}

@@ -17,7 +17,7 @@ from ...request import CompletionOutput, SamplingParams
 from ...tokenizer import Tokenizer
 from .. import reasoning, tools
 from ..errors import invalid
-from ..reasoning import Opening, ReasoningParser, ReasoningReader
+from ..reasoning import Opening, ReasoningParser, ReasoningReader, ThoughtLimit
 from ..settings import ServerSettings
 from ..tools import Arguments, Call, Event, PlainNamedParser, PlainParser, ToolParser, ToolReader
 from .chat_request import ChatRequest
@@ -51,6 +51,7 @@ class AnswerForm:
         if settings.reasoning_parser is not None:
             self._thoughts = reasoning.find(settings.reasoning_parser)
         self.reasons = self._thoughts is not None
+        self._limit = _thought_limit(body.thinking_token_budget, self._thoughts, tokenizer)
         self._opening: Opening = "closed"
         special = tokenizer.special_tokens
         markers = {
@@ -81,10 +82,19 @@ class AnswerForm:
             reserved = self._thoughts.reserved(self._opening, special)
         structured = params.structured
         answer, param = self._answer(structured, reserved)
+        if answer is None and self._limit is not None:
+            answer, param = {"type": "any_text"}, "thinking_token_budget"
         if answer is not None:
             if self._thoughts is not None:
                 is_free = self._is_free and structured is None
-                answer = self._thoughts.before(answer, self._opening, special_tokens=special, is_free=is_free)
+                answer = self._thoughts.before(
+                    answer,
+                    self._opening,
+                    special_tokens=special,
+                    is_free=is_free and self._limit is None,
+                    limit=self._limit,
+                    instead=self._instead(answer, reserved, is_free=is_free),
+                )
             structured = Structured.structural_tag({"format": answer}, param=param)
         return replace(
             params, structured=structured, skip_special_tokens=params.skip_special_tokens and not self._kept
@@ -160,6 +170,21 @@ class AnswerForm:
                 structured.param,
             )
         return calls, "tools"
+
+    def _instead(self, answer: dict[str, Any], reserved: str, *, is_free: bool) -> dict[str, Any] | None:
+        """Return the format of an answer without thoughts; None: as of one behind them.
+
+        With a limit of thoughts, text that begins as they do must not pass for an answer without any.
+        """
+        if self._limit is None or not reserved:
+            return None
+        if answer["type"] == "any_text":
+            return tools.text_not_beginning_with(reserved)
+        if not is_free or self._use is None or self._tools is None:
+            return None
+        calls = self._tools.calls(self._use.tools, many=self._use.many)
+        begun = {"type": "regex", "pattern": rf"\s*[^\s{re.escape(reserved)}]"}
+        return tools.either(calls, tools.sequence(begun, answer), {"type": "regex", "pattern": r"\s*"})
 
     def _is_left_out(self, token_id: int) -> bool:
         return self._tokenizer.is_special(token_id) and self._tokenizer.token_text(token_id) not in self._kept
@@ -255,6 +280,29 @@ def _tool_parser(use: ToolUse, settings: ServerSettings, tokenizer: Tokenizer) -
     return PlainNamedParser() if use.mode == "named" else PlainParser()
 
 
+def _thought_limit(
+    budget: int | None, thoughts: ReasoningParser | None, tokenizer: Tokenizer
+) -> ThoughtLimit | None:
+    """Return how long thoughts may be; None: as long as the answer.
+
+    Raises:
+        ProblemError: a budget is set, and nobody can tell where thoughts end.
+    """
+    if budget is None or budget == -1:
+        return None
+    param = "thinking_token_budget"
+    if thoughts is None:
+        raise invalid(f"`{param}` needs a server with --reasoning-parser: nobody tells thoughts apart", param)
+    ends = [tokenizer.encode(end, add_special_tokens=False) for end in thoughts.ends]
+    if any(len(end) != 1 for end in ends):
+        raise invalid(
+            f"`{param}` needs a model that ends its thoughts with one token, and {thoughts.ends[0]!r} are "
+            f"{len(ends[0])} here",
+            param,
+        )
+    return ThoughtLimit(max_tokens=budget, end_token_ids=tuple(end[0] for end in ends))
+
+
 def _as_format(structured: Structured) -> dict[str, Any]:
     """Return a constraint as a format of structural tags.
 
@@ -286,6 +334,10 @@ def _tag_format(document: Mapping[str, Any], param: str) -> dict[str, Any]:
     if not isinstance(structures, list) or not all(isinstance(item, dict) for item in structures):
         raise invalid(f"`{param}` needs `format`, or `structures` and `triggers`", param)
     tags = [
-        {**item, "content": {"type": "json_schema", "json_schema": item.get("schema")}} for item in structures
+        {
+            **{name: value for name, value in item.items() if name != "schema"},
+            "content": {"type": "json_schema", "json_schema": item.get("schema")},
+        }
+        for item in structures
     ]
     return {"type": "triggered_tags", "triggers": document.get("triggers"), "tags": tags}

@@ -99,6 +99,9 @@ class ChatRequest(GenerationRequest):
     reasoning_effort: str | None = Field(
         None, description='For the chat template, with `enable_thinking`: false for "none".'
     )
+    thinking_token_budget: StrictInt | None = Field(
+        None, ge=-1, lt=2**24, description="Longest thoughts, in tokens; -1, the default: no limit."
+    )
     include_reasoning: bool | None = Field(None, description="Show what the model thinks; default true.")
     echo: bool | None = Field(None, description="Begin with the last message, if it has the answer's role.")
     add_generation_prompt: bool | None = Field(None, description="Open the assistant's turn; default true.")
@@ -133,7 +136,7 @@ class ChatRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatRequest:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise refusal("`top_logprobs` needs `logprobs`: true", "top_logprobs")
         if self.continue_final_message and self.add_generation_prompt is not False:
             raise refusal(

@@ -36,12 +36,14 @@ class CompletionRequest(GenerationRequest):
         **UNSUPPORTED,
         "prompt_embeds": ([],),
         "suffix": ("",),
+        "thinking_token_budget": (-1,),
     }
     reasons: ClassVar[dict[str, str]] = {
         **REASONS,
         "prompt_embeds": "are not taken: send `prompt` as text or as token ids",
         "suffix": "is not taken: models that fill in the middle have a format of their own for it: write "
         "`prompt` in that",
+        "thinking_token_budget": "is of chats: thoughts are not told apart in completions",
     }
 
     prompt: Annotated[
@@ -52,9 +54,6 @@ class CompletionRequest(GenerationRequest):
     ] = Field(description="A text, several texts, or token ids in place of a text.")
     logprobs: StrictInt | None = Field(None, description="Log-probabilities of so many likely tokens.")
     echo: bool | None = Field(None, description="Begin the text with the prompt.")
-    best_of: StrictInt | None = Field(
-        None, le=128, description="Make so many, return the `n` likeliest by token, when all have ended."
-    )
     add_special_tokens: bool | None = Field(None, description="Tokenize with the model's BOS; default true.")
 
     @model_validator(mode="after")
@@ -79,4 +78,4 @@ class CompletionRequest(GenerationRequest):
         params = super().sampling_params(max_tokens=max_tokens, logprobs=logprobs)
         if self.echo and logprobs is not None:
             params = replace(params, prompt_logprobs=max(logprobs, self.prompt_logprobs or 0))
-        return replace(params, best_of=self.best_of)
+        return params

@@ -23,6 +23,7 @@ from .deltas import ChatFinishReason, Delta, Reply, ToolCall, ToolCallDelta
 from .ids import engine_id
 from .logprobs import check_limit
 from .models import lora_of, resolve_model
+from .translation import told_as
 from .vision import check_sight, expand_images
 
 if TYPE_CHECKING:
@@ -64,7 +65,16 @@ class Conversation:
             QueueFullError, EngineDeadError: from the engine.
             ClientDisconnectedError: the client left first; nothing runs any more.
         """
-        body = with_defaults(body, context.sampling_defaults)
+        names = {"prompt": "messages"}  # what the engine calls otherwise
+        if body.max_completion_tokens is not None:
+            names["max_tokens"] = "max_completion_tokens"
+        with told_as(names):
+            return await cls._open(with_defaults(body, context.sampling_defaults), context, http, request_id)
+
+    @classmethod
+    async def _open(
+        cls, body: ChatRequest, context: ServerContext, http: HttpRequest, request_id: str | None
+    ) -> Conversation:
         settings = context.settings
         model = resolve_model(context, body.model)
         check_limit(body.top_logprobs, settings.max_logprobs, "top_logprobs")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from fastapi import APIRouter, Response
@@ -19,11 +19,15 @@ from ..generation import Generation, encode
 from ..responses import json_response
 from ..settings import Context, ServerContext
 from .chat_request import ChatRequest
-from .conversation import render
+from .conversation import read_prompt
 from .errors import OpenAIRoute
 from .ids import answer_id, engine_id
 from .models import lora_of, resolve_model
 from .protocol import NO_EFFECT, TokenIds, Truncation
+from .translation import told_as
+
+if TYPE_CHECKING:
+    from ...models.vision import ExpandedPrompt
 
 router = APIRouter(route_class=OpenAIRoute, tags=["OpenAI"])
 
@@ -125,18 +129,9 @@ async def create_embedding(body: EmbeddingRequest, context: Context, http: HttpR
             "dimensions",
         )
     name = answer_id("embd", body.request_id, http)
-    requests = [
-        Request(
-            prompt_token_ids=body.truncate(token_ids, context, 0, side="right"),
-            request_id=engine_id(name, index),
-            priority=body.priority or 0,
-            lora=lora_of(context, model),
-            cache_salt=body.cache_salt,
-            pooling=context.settings.pooling or "last",
-        )
-        for index, token_ids in enumerate(await _prompts(body, context, http))
-    ]
-    generation = await Generation.open(context, requests, http)
+    with told_as({"prompt": "input" if body.messages is None else "messages"}):
+        requests = await _requests(body, model, name, context, http)
+        generation = await Generation.open(context, requests, http)
     await generation.collect(http)
     data = [
         {"index": index, "object": "embedding", "embedding": _encode(body, embedding or [])}
@@ -147,14 +142,37 @@ async def create_embedding(body: EmbeddingRequest, context: Context, http: HttpR
     return json_response({**head, "data": data, "usage": counts})
 
 
-async def _prompts(body: EmbeddingRequest, context: ServerContext, http: HttpRequest) -> list[list[int]]:
+async def _requests(
+    body: EmbeddingRequest, model: str, name: str, context: ServerContext, http: HttpRequest
+) -> list[Request]:
+    requests = []
+    for index, (whole, seen) in enumerate(await _prompts(body, context, http)):
+        token_ids = body.truncate(whole, context, 0, side="right")
+        requests.append(
+            Request(
+                prompt_token_ids=token_ids,
+                images=None if seen is None else seen.inputs(token_ids),
+                request_id=engine_id(name, index),
+                priority=body.priority or 0,
+                lora=lora_of(context, model),
+                cache_salt=body.cache_salt,
+                pooling=context.settings.pooling or "last",
+            )
+        )
+    return requests
+
+
+async def _prompts(
+    body: EmbeddingRequest, context: ServerContext, http: HttpRequest
+) -> list[tuple[list[int], ExpandedPrompt | None]]:
+    """Return the token ids of each prompt, and what the model sees in it."""
     if body.input is None:
-        return [await render(body.conversation(), context, http)]
+        return [await read_prompt(body.conversation(), context, http)]
     texts = [text for text in body.input if isinstance(text, str)]
     encoded = iter(
         await encode(context, texts, http, add_special_tokens=body.add_special_tokens is not False)
     )
-    return [next(encoded) if isinstance(text, str) else text for text in body.input]
+    return [(next(encoded) if isinstance(text, str) else text, None) for text in body.input]
 
 
 def _encode(body: EmbeddingRequest, embedding: list[float]) -> list[float] | str:

@@ -37,6 +37,15 @@ class RefusalPart(StrictModel):
         return self.refusal
 
 
+def _in_full(part: Any) -> Any:
+    """Return a part of a content as OpenAI writes it, where it is in one of vLLM's short forms."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if isinstance(part, dict) and isinstance(part.get("image_url"), str):
+        return {"type": "image_url", **part, "image_url": {"url": part["image_url"]}}
+    return part
+
+
 Part = Annotated[TextPart | RefusalPart | ImagePart, Field(discriminator="type")]
 
 
@@ -66,6 +75,8 @@ class FunctionCall(StrictModel):
 class MessageToolCall(StrictModel):
     """Hold one call in an assistant's message."""
 
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"custom": ()}
+    reasons: ClassVar[dict[str, str]] = {"custom": "does not exist on this server: it calls functions"}
     # Clients send back the calls of a stream as they came.
     no_effect: ClassVar[frozenset[str]] = frozenset({"index"})
 
@@ -82,8 +93,12 @@ class MessageToolCall(StrictModel):
 class Message(StrictModel):
     """Hold one message of a conversation."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"audio": ()}
-    reasons: ClassVar[dict[str, str]] = {"audio": "is not available: this server hears and speaks nothing"}
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"audio": (), "task": (), "tools": ([],)}
+    reasons: ClassVar[dict[str, str]] = {
+        "audio": "is not available: this server hears and speaks nothing",
+        "task": "is not taken: it is of DeepSeek V4's own format",
+        "tools": "belong beside `messages`, not into one",
+    }
     no_effect: ClassVar[frozenset[str]] = frozenset({"annotations"})
 
     role: str
@@ -114,15 +129,17 @@ class Message(StrictModel):
     @field_validator("content", mode="before")
     @classmethod
     def _known_parts(cls, content: Any) -> Any:
-        if isinstance(content, list):
-            for part in content:
-                kind = part.get("type") if isinstance(part, dict) else None
-                if isinstance(kind, str) and kind not in _PART_TYPES:
-                    raise refusal(
-                        f"Content parts of the type {kind[:50]!r} are not read by this server; "
-                        f"it reads {', '.join(_PART_TYPES)}"
-                    )
-        return content
+        if not isinstance(content, list):
+            return content
+        parts = [_in_full(part) for part in content]
+        for part in parts:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind not in _PART_TYPES:
+                raise refusal(
+                    f"Content parts of the type {str(kind)[:50]!r} are not read by this server; "
+                    f"it reads {', '.join(_PART_TYPES)}"
+                )
+        return parts
 
     @model_validator(mode="after")
     def _fits_its_role(self) -> Message:
@@ -138,7 +155,9 @@ class Message(StrictModel):
             raise refusal("Only messages of the role 'tool' have a `tool_call_id`", "tool_call_id")
         if self.role == "function" and self.name is None:
             raise refusal("`name` is required of the role 'function': the function that answers", "name")
-        if self.content is None and not calls and self.refusal is None:
+        # What the limit on tokens cut off within its thoughts is an answer without content.
+        thought = self.role == "assistant" and (self.reasoning or self.reasoning_content)
+        if self.content is None and not calls and self.refusal is None and not thought:
             raise refusal("`content` is required", "content")
         return self
 

@@ -22,7 +22,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "ec_transfer_params": (),
     "kv_transfer_params": (),
     "logits_processors": ([],),
-    "thinking_token_budget": (-1,),
     "vllm_xargs": ({},),
 }
 
@@ -32,7 +31,6 @@ REASONS: dict[str, str] = {
     "kv_transfer_params": _NO_TRANSFER,
     "logits_processors": "are not taken: they name code that the server would run; use `logit_bias`, "
     "`bad_words` or `structured_outputs`",
-    "thinking_token_budget": "is not enforced here: `max_tokens` limits thoughts and answer together",
     "vllm_xargs": "are not taken: this server has no extensions that would read them",
 }
 
@@ -63,6 +61,7 @@ NO_EFFECT = frozenset(
 _SAMPLING_FIELDS = (
     "allowed_token_ids",
     "bad_words",
+    "best_of",
     "early_stopping",
     "frequency_penalty",
     "ignore_eos",
@@ -187,6 +186,9 @@ class GenerationRequest(Truncation):
 
     model: str | None = Field(None, description="A served name; may be left out.")
     n: StrictInt | None = Field(None, le=128, description="Completions to make, 128 at most; default 1.")
+    best_of: StrictInt | None = Field(
+        None, le=128, description="Make so many, return the `n` likeliest by token, when all have ended."
+    )
     stream: bool | None = Field(None, description="Send the text as it is made; default false.")
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
     temperature: float | None = Field(None, description="0 is greedy; default 1.")
@@ -216,7 +218,7 @@ class GenerationRequest(Truncation):
     allowed_token_ids: TokenIds | None = Field(None, description="The only tokens that may be generated.")
     bad_words: Texts | None = Field(None, description="Texts that may not occur in the answer.")
     use_beam_search: bool | None = Field(
-        None, description="Search with `n` beams (completions: `best_of`); needs `temperature` 0; no streams."
+        None, description="Search with `best_of` or else `n` beams; `temperature` is 0; no streams."
     )
     length_penalty: float | None = Field(None, description="Exponent of the length in a beam's score.")
     early_stopping: Literal[True, False, "never"] | None = Field(None, description="When a beam search ends.")
@@ -269,6 +271,13 @@ class GenerationRequest(Truncation):
             raise refusal("`use_beam_search` is not available with `stream`: true", "use_beam_search")
         if self.prompt_logprobs is not None and self.stream:
             raise refusal("`prompt_logprobs` are not available with `stream`: true", "prompt_logprobs")
+        return self
+
+    @model_validator(mode="after")
+    def _beams_draw_nothing(self) -> GenerationRequest:
+        # As in vLLM, and ahead of a default of the server's that would be refused.
+        if self.use_beam_search and self.temperature is None:
+            self.temperature = 0.0
         return self
 
     @property

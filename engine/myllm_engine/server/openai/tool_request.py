@@ -16,9 +16,14 @@ from ..tools import Tool
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 
 
+_NOT_DEFERRED = "is not available: all tools are described to the model from the beginning"
+
+
 class FunctionDefinition(StrictModel):
     """Describe a function that the model may call."""
 
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"defer_loading": (False,)}
+    reasons: ClassVar[dict[str, str]] = {"defer_loading": _NOT_DEFERRED}
     # Arguments always keep to the schema.
     no_effect: ClassVar[frozenset[str]] = frozenset({"strict"})
 
@@ -48,9 +53,7 @@ class ToolDefinition(StrictModel):
     """Describe a tool; functions are the only kind."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"defer_loading": (False,)}
-    reasons: ClassVar[dict[str, str]] = {
-        "defer_loading": "is not available: all tools are described to the model from the beginning"
-    }
+    reasons: ClassVar[dict[str, str]] = {"defer_loading": _NOT_DEFERRED}
 
     type: Literal["function"] = "function"
     function: FunctionDefinition
@@ -63,6 +66,11 @@ class ToolDefinition(StrictModel):
             raise refusal(
                 f"Tools of the type {str(kind)[:50]!r} do not exist on this server: it calls functions",
                 "type",
+            )
+        if isinstance(data, dict) and "function" not in data and "name" in data:
+            raise refusal(
+                'A tool must be {"type": "function", "function": {"name": …}} here; what holds `name` itself '
+                "is written for /v1/responses"
             )
         return data
 

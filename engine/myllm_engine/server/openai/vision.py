@@ -31,8 +31,8 @@ class ImageURL(StrictModel):
 class ImagePart(StrictModel):
     """Hold an image within a message."""
 
-    # Prefixes are cached wherever they are the same.
-    no_effect: ClassVar[frozenset[str]] = frozenset({"prompt_cache_breakpoint"})
+    # Prefixes are cached wherever they are the same, and images known by their pixels.
+    no_effect: ClassVar[frozenset[str]] = frozenset({"prompt_cache_breakpoint", "uuid"})
 
     type: Literal["image_url"]
     image_url: ImageURL

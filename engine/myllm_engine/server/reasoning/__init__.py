@@ -4,8 +4,8 @@ A new format is a `ReasoningParser` in `registry`, or in a package with an entry
 `myllm.reasoning_parsers`.
 """
 
-from .parser import Opening, ReasoningParser
+from .parser import Opening, ReasoningParser, ThoughtLimit
 from .reader import ReasoningReader
 from .registry import find
 
-__all__ = ["Opening", "ReasoningParser", "ReasoningReader", "find"]
+__all__ = ["Opening", "ReasoningParser", "ReasoningReader", "ThoughtLimit", "find"]

@@ -5,7 +5,17 @@ names and that registers it with `register("name")`, or in a package with an ent
 `myllm.tool_parsers`.
 """
 
-from .parser import Arguments, Call, Event, Tool, ToolParser, ToolReader
+from .parser import (
+    Arguments,
+    Call,
+    Event,
+    Tool,
+    ToolParser,
+    ToolReader,
+    either,
+    sequence,
+    text_not_beginning_with,
+)
 from .plain import PlainNamedParser, PlainParser
 from .registry import find, load_plugin, register
 
@@ -18,7 +28,10 @@ __all__ = [
     "Tool",
     "ToolParser",
     "ToolReader",
+    "either",
     "find",
     "load_plugin",
     "register",
+    "sequence",
+    "text_not_beginning_with",
 ]

@@ -43,7 +43,8 @@ class Refusal(StrictModel):
 class Image(StrictModel):
     """Hold an image, as a URL or a data URL."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"file_id": ()}  # there are no files here
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"file_id": ()}
+    reasons: ClassVar[dict[str, str]] = {"file_id": "is of OpenAI's files: send `image_url`"}
     no_effect: ClassVar[frozenset[str]] = frozenset({"prompt_cache_breakpoint"})
 
     type: Literal["input_image"]

@@ -110,6 +110,11 @@ class TextConfig(StrictModel):
 class ReasoningConfig(StrictModel):
     """Configure how much a reasoning model thinks. Summaries are not made: the thoughts are shown whole."""
 
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"context": ("auto",), "mode": ("standard",)}
+    reasons: ClassVar[dict[str, str]] = {
+        "context": "is not chosen here: the chat template says which thoughts of earlier turns stay",
+        "mode": "is of OpenAI's models: see `reasoning.effort`",
+    }
     no_effect: ClassVar[frozenset[str]] = frozenset({"generate_summary", "summary"})
 
     effort: str | None = None
