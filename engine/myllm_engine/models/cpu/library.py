@@ -109,6 +109,17 @@ def native_library() -> ctypes.CDLL | None:
     library = load_library()
     if library is None or getattr(library, "is_declared", False):
         return library
+    declare(library)
+    library.is_declared = True
+    return library
+
+
+def declare(library: ctypes.CDLL) -> None:
+    """Say what the library's functions take and return.
+
+    Raises:
+        RuntimeError: its structures are not those of this module.
+    """
     for name, result, arguments in (
         ("model_sizes", None, [POINTER(c_int32)]),
         ("model_create", c_void_p, [POINTER(Config)]),
@@ -127,5 +138,3 @@ def native_library() -> ctypes.CDLL | None:
     expected = [ctypes.sizeof(kind) for kind in (Linear, Layer, Config, Step)]
     if list(sizes) != expected:
         raise RuntimeError(f"The CPU library's structures are {list(sizes)} bytes, and Python's {expected}")
-    library.is_declared = True
-    return library

@@ -37,7 +37,8 @@ class NativeModel:
     about 1e-5. (A cache in bfloat16 costs more.)
 
     Keys and values lie in the memory of a `KVCache`, but inside a page in an order of their own:
-    keys `[kv_heads, dim, page_size]`, values `[kv_heads, page_size, dim]`.
+    keys `[kv_heads, dim, page_size]`, values `[kv_heads, page_size, dim]`; in bfloat16 two dimensions of a
+    key, and two positions of a value, lie side by side (`native/attention.h`).
 
     Args:
         model: the transformers model, whose weights are copied.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
-from myllm_engine.models.cpu.library import native_library
+from myllm_engine.models.cpu import build
+from myllm_engine.models.cpu.library import declare, native_library
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {
@@ -35,6 +37,18 @@ def library():
     if library is None:
         pytest.skip("no C compiler")
     return library
+
+
+@pytest.fixture(scope="session")
+def plain(library):
+    """Return the library compiled without matrix tiles."""
+    if build.platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("only x86-64 has matrix tiles to be switched off")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MYLLM_CPU_FLAGS", "-march=native -mno-amx-tile -mno-amx-int8 -mno-amx-bf16")
+        other = ctypes.CDLL(str(build.build_library()))
+    declare(other)
+    return other
 
 
 def tiny(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:

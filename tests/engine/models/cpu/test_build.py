@@ -7,15 +7,19 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from myllm_engine.config import EngineConfig
 from myllm_engine.engine import Engine
 from myllm_engine.errors import ModelLoadError
 from myllm_engine.models.cpu import build
+from myllm_engine.models.cpu.library import Format, Source
 
 from .conftest import tiny
+from .test_linear import multiply, pack, random
 
 
 @pytest.fixture
@@ -77,6 +81,41 @@ def test_processes_that_compile_at_once_do_not_harm_each_other(fresh, library):
     assert [process.wait(timeout=200) for process in processes] == [0, 0, 0]
     [path] = fresh.iterdir()
     assert ctypes.CDLL(str(path)).model_forward
+
+
+REFUSED = """
+import ctypes, os, sys
+class Stack(ctypes.Structure):
+    _fields_ = (("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+system = ctypes.CDLL(None, use_errno=True)
+memory = ctypes.create_string_buffer(4096)
+assert system.sigaltstack(ctypes.byref(Stack(ctypes.addressof(memory), 0, 4096)), None) == 0
+assert system.syscall(158, 0x1023, 18) == -1  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+
+import numpy as np
+from myllm_engine.models.cpu.library import native_library
+sys.path.insert(0, os.environ["TESTS"])
+from test_linear import multiply, pack, random
+from myllm_engine.models.cpu.library import Format, Source
+linear = pack(native_library(), random((40, 290)), Format.BF16, Source.FLOAT, 290)
+np.save(sys.argv[1], multiply(native_library(), linear, random((33, 290), 1)))
+"""
+
+
+def test_where_the_system_refuses_matrix_tiles_vectors_compute(library, plain, tmp_path):
+    """Linux gives no leave for the tiles' state while a thread's signal stack is too small to hold it."""
+    cpu = Path("/proc/cpuinfo")
+    if not cpu.exists() or "amx_bf16" not in cpu.read_text():
+        pytest.skip("this CPU has no matrix tiles")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TESTS": str(Path(__file__).parent)}
+    result = tmp_path / "result.npy"
+    subprocess.run([sys.executable, "-c", REFUSED, str(result)], env=environment, check=True, timeout=200)
+    weights, x = random((40, 290)), random((33, 290), 1)
+    expected, tiled = (
+        multiply(each, pack(each, weights, Format.BF16, Source.FLOAT, 290), x) for each in (plain, library)
+    )
+    assert (np.load(result) == expected).all()
+    assert (tiled != expected).any()  # with tiles, the input is rounded
 
 
 def test_a_damaged_file_is_compiled_anew(monkeypatch, fresh, library):

@@ -104,6 +104,38 @@ def test_a_tokens_logits_do_not_depend_on_batch_chunks_or_threads(library, forma
     assert (torch.cat(pieces) == whole).all()
 
 
+@pytest.mark.parametrize("page_size", [16, 32, 8, 5])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
+def test_attention_over_bfloat16_pages_is_that_of_plain_vectors(library, plain, family, page_size):
+    """With matrix tiles 16 bits stand for a query and for a weight, which costs next to nothing beside the cache's 8."""
+    model = tiny(family)
+    ids = random_ids(150, 1)
+    table = shuffled_pages(150, page_size, 2)
+    batches = [make_batch([(ids[a:b], a, table)], page_size) for a, b in ((0, 90), (90, 149), (149, 150))]
+    ours, theirs, exact = (
+        torch.cat([native.forward(batch)[0] for batch in batches])
+        for native in (
+            build(model, library, page_size=page_size, kv=torch.bfloat16),
+            build(model, plain, page_size=page_size, kv=torch.bfloat16),
+            build(model, library, page_size=page_size),
+        )
+    )
+    rounding = (theirs - exact).norm()
+    assert 1e-4 < rounding / exact.norm() < 2e-2
+    assert (ours - theirs).norm() < 0.05 * rounding
+
+
+@pytest.mark.parametrize("kv", [torch.float32, torch.bfloat16])
+def test_what_lies_behind_the_last_position_does_not_matter(library, kv):
+    model = tiny("llama")
+    ids = random_ids(71, 1)
+    batch = make_batch([(ids, 0, list(range(1, 6)))], 16)
+    clean, dirty = build(model, library, kv=kv), build(model, library, kv=kv)
+    for tensor in (*dirty._cache.keys, *dirty._cache.values):
+        tensor.fill_(float("nan"))
+    assert (clean.forward(batch)[0] == dirty.forward(batch)[0]).all()
+
+
 def test_only_the_rows_asked_for_and_hidden_states(library):
     model = tiny("qwen2")
     native = build(model, library)

@@ -35,11 +35,11 @@ static void tiles_request(void) {
 #define TILE_DOT_BYTES(sums, input, weights)                                                                   \
     __asm__ volatile("tdpbssd %%tmm" #weights ", %%tmm" #input ", %%tmm" #sums ::)
 
-enum { NO_SHAPE, PAIRS, BYTES };
+enum { NO_SHAPE, PAIRS, BYTES, HALVES };
 static _Thread_local int tiles_shaped;
 
 /* Set the calling thread's tiles up, until `tiles_end`: all of 16 rows of 64 bytes, but for BYTES tile 6 holds 16
- * rows of 32 and tile 7 8 rows. */
+ * rows of 32 and tile 7 8 rows, and for HALVES tile 5 holds 16 rows of 32 and tile 7 8 rows. */
 static void tiles_shape(int kind) {
     struct {
         uint8_t palette, start_row, reserved[14];
@@ -49,6 +49,7 @@ static void tiles_shape(int kind) {
     if (kind == tiles_shaped) return;
     for (int i = 0; i < 8; i++) shape.row_bytes[i] = 64, shape.rows[i] = 16;
     if (kind == BYTES) shape.row_bytes[6] = 32, shape.rows[7] = 8;
+    if (kind == HALVES) shape.row_bytes[5] = 32, shape.rows[7] = 8;
     __asm__ volatile("ldtilecfg %0" ::"m"(shape) : "memory");
     tiles_shaped = kind;
 }

@@ -32,7 +32,8 @@
 #define TILE 4
 #endif
 
-#define MIN_TOKENS_FOR_PAIRS 33 /* that pay for the expansion of codes to bfloat16 */
+/* Tokens that pay for the expansion of codes to bfloat16; 8-bit codes, which bytes hold as they are, need more. */
+#define MIN_TOKENS_FOR_PAIRS(format) ((format) == Q4 ? 17 : 33)
 
 #define CODE_BYTES (2 * BLOCK) /* of a block of a token: 32 upper halves, then 32 lower */
 #define MOST_CODE (127 * 256)  /* both halves are signed: code = 256 * upper + lower */
@@ -198,7 +199,7 @@ INLINE void store_codes(int8_t *upper, i32x16 codes) {
 /* Whether products of `tokens` tokens use matrix tiles of bfloat16. With few, codes are better multiplied as bytes,
  * for the same result; with BF16 the result is another one, and all must take the same way. */
 INLINE int uses_tiles(int format, int tokens) {
-    return tiles_allowed && format != F32 && (format == BF16 || tokens >= MIN_TOKENS_FOR_PAIRS);
+    return tiles_allowed && format != F32 && (format == BF16 || tokens >= MIN_TOKENS_FOR_PAIRS(format));
 }
 
 /* Round 32 floats to 16 bits; all to 0 where the largest is so small that the scale's inverse is no float. */

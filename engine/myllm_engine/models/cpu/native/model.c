@@ -10,7 +10,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "attention.h"
+#include "attention_tiles.h"
 #include "linear.h"
 #include "pool.h"
 #include "tiles.h"
@@ -58,7 +58,7 @@ typedef struct {
     int qkv_width, mid_blocks;
     Input normed, heads, mid; /* of T tokens: what products of hidden states, of attention and `down` read */
     Input *own_normed, *own_heads; /* of one token, one per thread */
-    AttentionRows **scratch; /* one per thread */
+    AttentionScratch **scratch; /* one per thread */
     Piece *pieces;
     int num_pieces, one_piece_each;
     double seconds[NUM_PARTS];
@@ -256,10 +256,8 @@ static void rotate_and_store(Model *model, const Layer *layer, int t, int kv_hea
     }
     rotate(config, key, step->positions[t], layer->k_norm);
     AttentionPlace at = attention_place(model, layer, kv_head, NULL);
-    int page = (int)(step->slots[t] / size), offset = (int)(step->slots[t] % size);
-    size_t key_at = key_place(&at, page, offset), value_at = value_place(&at, page, offset);
-    for (int d = 0; d < dim; d++) write_kv(layer->keys, key_at + (size_t)d * size, key[d], config->kv_is_bf16);
-    for (int d = 0; d < dim; d++) write_kv(layer->values, value_at + d, value[d], config->kv_is_bf16);
+    write_kv(
+        &at, (int)(step->slots[t] / size), (int)(step->slots[t] % size), key, value, layer->keys, layer->values);
 }
 
 /* Store all tokens before any attends to them. Where each sequence has one token, the thread that attends with it
@@ -292,7 +290,7 @@ static void attend_all(Model *model, int thread, const Layer *layer) {
     const Step *step = model->step;
     int shared = config->heads / config->kv_heads, dim = config->head_dim;
     int total = model->num_pieces * config->kv_heads;
-    AttentionRows *rows = model->scratch[thread];
+    AttentionRows *rows = &model->scratch[thread]->rows;
     for (int item = pool_take(&model->pool, 1); item < total; item = pool_take(&model->pool, 1)) {
         /* Neighbouring items share a key head, whose pages then are in the cache. */
         int kv_head = item / model->num_pieces;
@@ -309,7 +307,7 @@ static void attend_all(Model *model, int thread, const Layer *layer) {
         }
         AttentionPlace at =
             attention_place(model, layer, kv_head, step->pages + step->page_starts[piece.sequence]);
-        attention_rows(&at, rows, piece.count);
+        attention_rows(&at, model->scratch[thread], piece.count);
         for (int r = 0; r < piece.count; r++) memcpy(outputs[r], rows->output[r], sizeof(float) * dim);
     }
     meet(model, thread, ATTENTION);
@@ -425,14 +423,14 @@ Model *model_create(const Config *config) {
     model->pieces = allocate(pieces * sizeof(Piece));
     model->own_normed = allocate(threads * sizeof(Input));
     model->own_heads = allocate(threads * sizeof(Input));
-    model->scratch = allocate(threads * sizeof(AttentionRows *));
+    model->scratch = allocate(threads * sizeof(AttentionScratch *));
     ok = model->residual && model->qkv && model->attended && model->pieces && model->own_normed &&
          model->own_heads && model->scratch;
     ok = ok && input_allocate(&model->normed, tokens, blocks) == 0;
     ok = ok && input_allocate(&model->heads, tokens, head_blocks) == 0;
     ok = ok && input_allocate(&model->mid, tokens, model->mid_blocks) == 0;
     for (int i = 0; ok && i < threads; i++) {
-        model->scratch[i] = allocate(sizeof(AttentionRows));
+        model->scratch[i] = allocate(sizeof(AttentionScratch));
         ok = model->scratch[i] && input_allocate(&model->own_normed[i], 1, blocks) == 0 &&
              input_allocate(&model->own_heads[i], 1, head_blocks) == 0;
     }

@@ -166,9 +166,13 @@ INLINE i32x16 dot4(i32x16 sums, u8x64 weights, int32_t input) {
 
 /* e to the power of each lane, to about 1e-7 relative; 0 below -87, for arguments up to 88. */
 INLINE f32x16 exp_each(f32x16 value) {
-    f32x16 clipped = max_each(value, splat(-88.0f));
-    i32x16 whole = round_to_int(clipped * 1.44269504f);
+    f32x16 clipped = max_each(splat(-88.0f), value), scaled = clipped * 1.44269504f;
+#ifdef __AVX512F__
+    f32x16 n = (f32x16)_mm512_roundscale_ps((__m512)scaled, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    i32x16 whole = round_to_int(scaled);
     f32x16 n = to_float(whole);
+#endif
     f32x16 rest = clipped - n * 0.693359375f + n * 2.12194440e-4f; /* Cody and Waite's two-part ln 2 */
     f32x16 poly = splat(1.9875691500e-4f); /* Cephes' expf */
     poly = poly * rest + 1.3981999507e-3f;
@@ -177,8 +181,13 @@ INLINE f32x16 exp_each(f32x16 value) {
     poly = poly * rest + 1.6666665459e-1f;
     poly = poly * rest + 5.0000001201e-1f;
     poly = poly * rest * rest + rest + 1.0f;
+#ifdef __AVX512F__
+    __mmask16 counts = _mm512_cmp_ps_mask((__m512)value, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ);
+    return (f32x16)_mm512_maskz_scalef_ps(counts, (__m512)poly, (__m512)n);
+#else
     f32x16 result = poly * (f32x16)((whole + 127) << 23);
     return select_float(below(value, splat(-87.0f)), splat(0.0f), result);
+#endif
 }
 
 #endif
