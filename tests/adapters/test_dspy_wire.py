@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import copy
-import importlib
 import json
 import multiprocessing
 import pickle
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -944,11 +942,3 @@ class TestObjects:
         counts = Counts()
         vllm(wire, callbacks=[counts])("hello")
         assert counts.starts == 1
-
-
-def test_the_missing_framework_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "dspy", None)
-    monkeypatch.delitem(sys.modules, "myllm_adapters.dspy")
-    with pytest.raises(ImportError, match=r"pip install 'myllm-suite\[dspy\]'") as caught:
-        importlib.import_module("myllm_adapters.dspy")
-    assert isinstance(caught.value, myllm.MissingExtraError)
