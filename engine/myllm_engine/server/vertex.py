@@ -10,7 +10,7 @@ from fastapi import Request as HttpRequest
 from pydantic import Discriminator, Field, Tag
 
 from ..errors import InvalidRequestError
-from .errors import invalid
+from .errors import ProblemError, invalid
 from .fields import StrictModel
 from .openai.chat_request import ChatRequest
 from .openai.conversation import Conversation
@@ -65,8 +65,11 @@ async def _open(
         )
     try:
         return await Conversation.open(instance, context, http)
-    except InvalidRequestError as error:
-        raise template_error(str(error)) if error.param == "messages" else error from error
+    except ProblemError as error:
+        cause = error.__cause__  # a prompt that is too long is told as a fault of `messages`, too
+        if isinstance(cause, InvalidRequestError) and cause.param == "messages":
+            raise template_error(str(cause)) from cause
+        raise
 
 
 async def _text(running: Job | Conversation, http: HttpRequest) -> str:
