@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any
 
@@ -10,15 +11,15 @@ from benchmarks._peers import MESSAGES, QUESTION, Peer
 from benchmarks.stub import MODEL
 
 
-class _AG2(Peer):
+class _AG2(Peer, ABC):
     """https://docs.ag2.ai: the client of an agent's turns, as its configuration makes it."""
 
     package = "ag2"
     imports = "from ag2 import Agent"
     has_sync = False
 
-    def _made(self, streaming: bool) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _made(self, streaming: bool) -> Any: ...
 
     @cached_property
     def _client(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any
 
@@ -9,15 +10,15 @@ from benchmarks._peers import MESSAGES, QUESTION, Peer
 from benchmarks.stub import MODEL
 
 
-class _AutoGen(Peer):
+class _AutoGen(Peer, ABC):
     """https://docs.ag2.ai/0.9/docs/user-guide/basic-concepts/llm-configuration: what an agent asks with."""
 
     package = "autogen"
     imports = "from autogen import OpenAIWrapper"
     has_async = False  # its clients are synchronous: asynchronous replies wait in threads
 
-    def _entry(self, **more: Any) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _entry(self, **more: Any) -> Any: ...
 
     @cached_property
     def _wrapper(self) -> Any:
@@ -77,16 +78,16 @@ class AutoGenOpenAI(_AutoGen):
         }
 
 
-class _AgentChat(Peer):
+class _AgentChat(Peer, ABC):
     """https://microsoft.github.io/autogen/stable/user-guide/agentchat-user-guide/tutorial/models.html."""
 
     package = "autogen-agentchat"
     imports = "from autogen_core.models import UserMessage"
     has_sync = False
 
-    @cached_property
-    def _client(self) -> Any:
-        raise NotImplementedError
+    @property
+    @abstractmethod
+    def _client(self) -> Any: ...
 
     async def acall(self) -> str:
         return (await self._client.create(_user_message())).content

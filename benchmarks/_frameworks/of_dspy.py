@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -10,15 +11,15 @@ from benchmarks._peers import QUESTION, Peer
 from benchmarks.stub import MODEL
 
 
-class _DSPy(Peer):
+class _DSPy(Peer, ABC):
     """https://dspy.ai/learn/programming/language_models: the LM itself, without a program's prompts."""
 
     package = "dspy"
     imports = "import dspy"
 
-    @cached_property
-    def _lm(self) -> Any:
-        raise NotImplementedError
+    @property
+    @abstractmethod
+    def _lm(self) -> Any: ...
 
     def call(self) -> str:
         return self._lm(QUESTION)[0]

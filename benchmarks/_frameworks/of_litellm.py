@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from functools import cached_property
 from typing import Any
@@ -11,15 +12,15 @@ from benchmarks._peers import MESSAGES, Peer
 from benchmarks.stub import CHUNKS, MODEL, TEXT, WORDS
 
 
-class _LiteLLM(Peer):
+class _LiteLLM(Peer, ABC):
     """https://docs.litellm.ai/docs/#litellm-python-sdk."""
 
     package = "litellm"
     imports = "from litellm import acompletion, completion"
 
     @property
-    def _arguments(self) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _arguments(self) -> dict[str, Any]: ...
 
     def call(self) -> str:
         from litellm import completion

@@ -7,6 +7,7 @@ framework's public surface alone. It asserts nothing.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -74,7 +75,7 @@ class Errors:
     timeout: type[Exception]
 
 
-class Driver:
+class Driver(ABC):
     """A framework over our adapter. Every method is asynchronous; a synchronous framework runs in threads.
 
     Args:
@@ -88,13 +89,14 @@ class Driver:
     """The adapter's page: docs/<page>.md."""
     errors: ClassVar[Errors]
 
-    def __init__(self, client: myllm.Client) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def __init__(self, client: myllm.Client) -> None: ...
 
+    @abstractmethod
     async def plain(self, prompt: str, **parameters: Any) -> Answer:
         """Ask one question, as simply as the framework lets it be asked."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def ask(
         self,
         messages: Messages,
@@ -104,11 +106,10 @@ class Driver:
         **parameters: Any,
     ) -> Answer:
         """Ask with a whole conversation in OpenAI's form, tools too, or for an answer by a schema."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stream(self, messages: Messages, **parameters: Any) -> AsyncIterator[str]:
         """Ask, and yield the text piece by piece; closing the iterator is how the framework ends a stream."""
-        raise NotImplementedError
 
 
 class Threads:
