@@ -176,12 +176,7 @@ class MyLLMChatCompletionClient(ChatCompletionClient, Component[MyLLMChatComplet
             MyLLMError: the call failed; see `myllm.errors`.
             asyncio.CancelledError: the token was cancelled.
         """
-        said = rows(messages, names=self._names, prefixes=self._prefixes)
-        refuse_denied(self._stated, messages, tools, json_output)
-        options = {
-            **self._options,
-            **call_options(tools, tool_choice, json_output, extra_create_args or {}),
-        }
+        said, options = self._asked(messages, tools, tool_choice, json_output, extra_create_args)
         answer = await Wait(cancellation_token)(self._client.chat(said, **options))
         result = self._counted(create_result(answer))
         if _events.isEnabledFor(logging.INFO):
@@ -209,12 +204,7 @@ class MyLLMChatCompletionClient(ChatCompletionClient, Component[MyLLMChatComplet
 
         Reasoning and calls are in the result alone. Closing the generator ends the generation. See `create`.
         """
-        said = rows(messages, names=self._names, prefixes=self._prefixes)
-        refuse_denied(self._stated, messages, tools, json_output)
-        options = {
-            **self._options,
-            **call_options(tools, tool_choice, json_output, extra_create_args or {}),
-        }
+        said, options = self._asked(messages, tools, tool_choice, json_output, extra_create_args)
         wait = Wait(cancellation_token)
         async with await wait(self._opened(said, options)) as stream:
             if _events.isEnabledFor(logging.INFO):
@@ -227,6 +217,19 @@ class MyLLMChatCompletionClient(ChatCompletionClient, Component[MyLLMChatComplet
         if _events.isEnabledFor(logging.INFO):
             _events.info(LLMStreamEndEvent(response=result.model_dump(mode="json"), **_counts(result)))
         yield result
+
+    def _asked(
+        self,
+        messages: Sequence[LLMMessage],
+        tools: Sequence[Tool | ToolSchema],
+        tool_choice: ToolChoice,
+        json_output: bool | type[BaseModel] | None,
+        extra: Mapping[str, Any] | None,
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Return a call's conversation and its options in the SDK's words."""
+        said = rows(messages, names=self._names, prefixes=self._prefixes)
+        refuse_denied(self._stated, messages, tools, json_output)
+        return said, {**self._options, **call_options(tools, tool_choice, json_output, extra or {})}
 
     async def _opened(
         self, said: list[dict[str, Any]], options: dict[str, Any]

@@ -87,7 +87,7 @@ def started_engine(model: str) -> Any:
             installed = next(_installed())
             try:
                 _started[model] = installed.start(model)
-            except Exception as exc:
+            except Exception as exc:  # whatever the engine's own errors are: nobody here knows their classes
                 raise ServerStartError(
                     f"The model {model!r} could not be loaded in this process: {exc}.",
                     hint="Name a model that `myllm serve` can load, or the server that serves it.",
