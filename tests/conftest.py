@@ -123,6 +123,14 @@ class Reply:
         self._http.end_headers()
         self._http.wfile.write(body)
 
+    def set_when_left(self, left: threading.Event) -> None:
+        """Wait for the client to leave, five seconds at most, and set `left` if it does."""
+        connection = self._http.connection
+        connection.settimeout(5)
+        if connection.recv(1) == b"":
+            left.set()
+        self._http.close_connection = True
+
     def start_stream(self) -> None:
         self._http.send_response(200)
         self._http.send_header("Content-Type", "text/event-stream")

@@ -113,7 +113,7 @@ async def test_streams_that_are_open_are_closed_when_another_is_refused(
         reply.start_stream()
         reply.piece(f"data: {json.dumps({**ANSWER, 'usage': None})}\n\n")
         others.set()
-        watch(seen, reply, ended)
+        reply.set_when_left(ended)
 
     wire.handler = handler
     request: Any = {"model": "myllm/m", "prompt": ["good", "bad"], "api_base": wire.url, "dialect": "vllm"}
@@ -158,22 +158,13 @@ def test_text_completion_speaks_of_prompts(wire: Any) -> None:
     assert response.choices[0].text == "!"
 
 
-def watch(seen: Any, reply: Any, closed: threading.Event) -> None:
-    """Set `closed` when the client leaves."""
-    connection = reply._http.connection
-    connection.settimeout(5)
-    if connection.recv(1) == b"":
-        closed.set()
-    reply._http.close_connection = True
-
-
 async def test_a_failed_prompt_ends_the_others(wire: Any) -> None:
     started, closed = threading.Event(), threading.Event()
 
     def handler(seen: Any, reply: Any) -> None:
         if seen.body["prompt"] == "slow":
             started.set()
-            watch(seen, reply, closed)
+            reply.set_when_left(closed)
         else:
             started.wait(5)
             reply.json({"error": {"message": "no such thing"}}, 400)

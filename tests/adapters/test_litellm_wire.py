@@ -240,21 +240,12 @@ def test_broken_stream(wire: Any) -> None:
     assert got == ["par"]
 
 
-def watch(seen: Any, reply: Any, closed: threading.Event) -> None:
-    """Set `closed` when the client leaves."""
-    connection = reply._http.connection
-    connection.settimeout(5)
-    if connection.recv(1) == b"":
-        closed.set()
-    reply._http.close_connection = True
-
-
 async def test_a_cancelled_call_closes_its_connection(wire: Any) -> None:
     arrived, closed = threading.Event(), threading.Event()
 
     def handler(seen: Any, reply: Any) -> None:
         arrived.set()
-        watch(seen, reply, closed)
+        reply.set_when_left(closed)
 
     wire.handler = handler
     call = asyncio.create_task(
@@ -274,7 +265,7 @@ def test_a_stream_that_is_left_closes_its_connection(wire: Any, leave: str) -> N
     def handler(seen: Any, reply: Any) -> None:
         reply.start_stream()
         reply.piece(event({"content": "a"}))
-        watch(seen, reply, closed)
+        reply.set_when_left(closed)
 
     wire.handler = handler
     request: Any = {

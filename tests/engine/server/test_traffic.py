@@ -205,19 +205,24 @@ def test_a_full_queue_has_a_status_whatever_the_comments(scripted):
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
 
+def watch(engine, ended):
+    """Set `ended` when a request is over, whole or aborted."""
+    submit = engine.submit
+
+    async def watched(request):
+        try:
+            async for output in submit(request):
+                yield output
+        finally:
+            ended.set()
+
+    engine.submit = watched
+
+
 def test_a_client_that_leaves_before_the_first_token_ends_it(scripted):
     ended = threading.Event()
     with scripted([60.0], with_http(sse_keep_alive_interval=0.05)) as live:
-        submit = live.engine.submit
-
-        async def watched(request):
-            try:
-                async for output in submit(request):
-                    yield output
-            finally:
-                ended.set()
-
-        live.engine.submit = watched
+        watch(live.engine, ended)
         with httpx.stream(
             "POST", f"{live.url}/v1/completions", json={"prompt": "x", "stream": True}
         ) as answer:
@@ -228,16 +233,7 @@ def test_a_client_that_leaves_before_the_first_token_ends_it(scripted):
 def test_a_client_that_leaves_an_idle_stream_ends_it(scripted, said):
     ended = threading.Event()
     with scripted([said(("a", b"a", None)), 60.0], with_http(sse_keep_alive_interval=0.05)) as live:
-        submit = live.engine.submit
-
-        async def watched(request):
-            try:
-                async for output in submit(request):
-                    yield output
-            finally:
-                ended.set()
-
-        live.engine.submit = watched
+        watch(live.engine, ended)
         with httpx.stream(
             "POST", f"{live.url}/v1/completions", json={"prompt": "x", "stream": True}
         ) as answer:
