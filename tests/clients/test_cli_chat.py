@@ -67,7 +67,7 @@ def test_what_is_piped_in_follows_the_message(openai):
 
 
 def test_json_is_the_whole_answer_in_openais_shape(server):
-    done = chat("Hello", "-u", server.url, "--json", "-n", "3", "--system", "Be brief.")
+    done = chat("Hello", "-u", server.url, "--json", "-n", "3", "--system", "Be brief.", "--temperature", "0")
     answer = json.loads(done.stdout)
     assert answer["object"] == "chat.completion"
     assert answer["usage"]["completion_tokens"] == 3
