@@ -130,18 +130,21 @@ static float rms_factor(const float *x, int size, float eps) {
     return 1 / sqrtf(sum / size + eps);
 }
 
-/* Prepare `[tokens, linear->cols]` floats for `linear`, normalised when there is a `norm`. One token every
- * thread prepares for itself, in its `own` input: that is faster than to wait for another. */
+/* Prepare `[tokens, linear->cols]` floats for `linear`, normalised when there is a `norm`. A thread takes a whole tile,
+ * whose tokens' scales share cache lines, which would go to and fro between two. One token every thread prepares for
+ * itself, in its `own` input: that is faster than to wait for another. */
 static const Input *prepare_all(
     Model *model, int thread, const Linear *linear, const float *x, const float *norm, const Input *shared,
     const Input *own) {
     int tokens = model->step->num_tokens, alone = tokens == 1;
     const Input *input = alone ? own : shared;
-    for (int t = alone ? 0 : pool_take(&model->pool, 1); t < tokens; t = alone ? 1 : pool_take(&model->pool, 1)) {
-        const float *row = x + (size_t)t * linear->cols;
-        float factor = norm ? rms_factor(row, linear->cols, model->config.eps) : 1;
-        prepare(input, linear, tokens, t, row, factor, norm);
-    }
+    for (int t0 = alone ? 0 : pool_take(&model->pool, TILE); t0 < tokens;
+         t0 = alone ? 1 : pool_take(&model->pool, TILE))
+        for (int t = t0; t < t0 + TILE && t < tokens; t++) {
+            const float *row = x + (size_t)t * linear->cols;
+            float factor = norm ? rms_factor(row, linear->cols, model->config.eps) : 1;
+            prepare(input, linear, tokens, t, row, factor, norm);
+        }
     if (alone) lap(model, thread, OTHER);
     else meet(model, thread, OTHER);
     return input;
@@ -285,31 +288,40 @@ static int cut_pieces(Model *model, Piece *pieces) {
     return count;
 }
 
-static void attend_all(Model *model, int thread, const Layer *layer) {
+/* The query rows of one piece, under one key head. */
+static void attend_piece(Model *model, int thread, const Layer *layer, int kv_head, Piece piece) {
     const Config *config = &model->config;
     const Step *step = model->step;
     int shared = config->heads / config->kv_heads, dim = config->head_dim;
-    int total = model->num_pieces * config->kv_heads;
     AttentionRows *rows = &model->scratch[thread]->rows;
-    for (int item = pool_take(&model->pool, 1); item < total; item = pool_take(&model->pool, 1)) {
-        /* Neighbouring items share a key head, whose pages then are in the cache. */
-        int kv_head = item / model->num_pieces;
-        Piece piece = model->pieces[item % model->num_pieces];
-        float *outputs[ATTENTION_ROWS];
-        if (model->one_piece_each) rotate_and_store(model, layer, piece.token, kv_head);
-        for (int r = 0; r < piece.count; r++) {
-            int token = piece.token + (piece.row + r) / shared, head = kv_head * shared + (piece.row + r) % shared;
-            int position = (int)step->positions[token];
-            memcpy(rows->query[r], model->qkv + (size_t)token * model->qkv_width + head * dim, sizeof(float) * dim);
-            outputs[r] = model->attended + ((size_t)token * config->heads + head) * dim;
-            rows->end[r] = position + 1;
-            rows->first[r] = layer->window > 0 && position >= layer->window ? position + 1 - layer->window : 0;
-        }
-        AttentionPlace at =
-            attention_place(model, layer, kv_head, step->pages + step->page_starts[piece.sequence]);
-        attention_rows(&at, model->scratch[thread], piece.count);
-        for (int r = 0; r < piece.count; r++) memcpy(outputs[r], rows->output[r], sizeof(float) * dim);
+    float *outputs[ATTENTION_ROWS];
+    if (model->one_piece_each) rotate_and_store(model, layer, piece.token, kv_head);
+    for (int r = 0; r < piece.count; r++) {
+        int token = piece.token + (piece.row + r) / shared, head = kv_head * shared + (piece.row + r) % shared;
+        int position = (int)step->positions[token];
+        memcpy(rows->query[r], model->qkv + (size_t)token * model->qkv_width + head * dim, sizeof(float) * dim);
+        outputs[r] = model->attended + ((size_t)token * config->heads + head) * dim;
+        rows->end[r] = position + 1;
+        rows->first[r] = layer->window > 0 && position >= layer->window ? position + 1 - layer->window : 0;
     }
+    AttentionPlace at = attention_place(model, layer, kv_head, step->pages + step->page_starts[piece.sequence]);
+    attention_rows(&at, model->scratch[thread], piece.count);
+    for (int r = 0; r < piece.count; r++) memcpy(outputs[r], rows->output[r], sizeof(float) * dim);
+}
+
+static void attend_all(Model *model, int thread, const Layer *layer) {
+    int kv_heads = model->config.kv_heads, total = model->num_pieces * kv_heads;
+    /* In a decode a thread takes all of a sequence's key heads, which lie side by side in its pages; with fewer
+     * sequences, and for the pieces of a prompt, which share pages, neighbours share a key head. */
+    int by_sequence = model->one_piece_each && model->num_pieces >= 4 * model->pool.size;
+    int share = by_sequence ? kv_heads : 1;
+    for (int first = pool_take(&model->pool, share); first < total; first = pool_take(&model->pool, share))
+        for (int item = first; item < first + share; item++) {
+            int kv_head = by_sequence ? item % kv_heads : item / model->num_pieces;
+            attend_piece(
+                model, thread, layer, kv_head,
+                model->pieces[by_sequence ? item / kv_heads : item % model->num_pieces]);
+        }
     meet(model, thread, ATTENTION);
 }
 
@@ -332,16 +344,17 @@ static void finish(Model *model, int thread) {
     const Config *config = &model->config;
     const Step *step = model->step;
     int hidden = config->hidden, total = step->num_rows + step->num_hidden;
-    for (int r = pool_take(&model->pool, 1); r < total; r = pool_take(&model->pool, 1)) {
-        const float *row = model->residual + (size_t)step->rows[r] * hidden;
-        float factor = rms_factor(row, hidden, config->eps);
-        if (r < step->num_rows) {
-            prepare(&model->normed, &config->head, step->num_rows, r, row, factor, config->norm);
-            continue;
+    for (int first = pool_take(&model->pool, TILE); first < total; first = pool_take(&model->pool, TILE))
+        for (int r = first; r < first + TILE && r < total; r++) {
+            const float *row = model->residual + (size_t)step->rows[r] * hidden;
+            float factor = rms_factor(row, hidden, config->eps);
+            if (r < step->num_rows) {
+                prepare(&model->normed, &config->head, step->num_rows, r, row, factor, config->norm);
+                continue;
+            }
+            float *to = step->hidden + (size_t)(r - step->num_rows) * hidden;
+            for (int k = 0; k < hidden; k++) to[k] = row[k] * factor * config->norm[k];
         }
-        float *to = step->hidden + (size_t)(r - step->num_rows) * hidden;
-        for (int k = 0; k < hidden; k++) to[k] = row[k] * factor * config->norm[k];
-    }
     meet(model, thread, OTHER);
     if (step->num_rows > 0)
         multiply(model, thread, &config->head, &model->normed, step->num_rows, step->logits, config->head.rows, SET);

@@ -158,40 +158,44 @@ INLINE void product_codes(
     }
 }
 
-#define ADD_GROUP(g)                                                                                           \
+#define ADD_GROUPS(g, h)                                                                                       \
     if (g < groups) {                                                                                          \
         TILE_LOAD(6, weights[g], 64);                                                                          \
-        TILE_DOT(g, 4, 6);                                                                                     \
-        TILE_DOT(g, 5, 6);                                                                                     \
         weights[g] += LANES * BLOCK * 2;                                                                       \
-    }
+        TILE_DOT(g, 4, 6);                                                                                     \
+    }                                                                                                          \
+    if (h < groups) {                                                                                          \
+        TILE_LOAD(7, weights[h], 64);                                                                          \
+        weights[h] += LANES * BLOCK * 2;                                                                       \
+        TILE_DOT(h, 4, 7);                                                                                     \
+    }                                                                                                          \
+    if (g < groups) TILE_DOT(g, 5, 6);                                                                         \
+    if (h < groups) TILE_DOT(h, 5, 7);
 #define BEGIN_GROUP(g)                                                                                         \
-    if (g < groups) {                                                                                          \
-        if (b0 == 0) TILE_ZERO(g);                                                                             \
-        else TILE_LOAD(g, out[g] + t, 64);                                                                     \
-    }
+    if (g < groups) TILE_ZERO(g);
 #define END_GROUP(g)                                                                                           \
     if (g < groups) TILE_STORE(g, out[g] + t, 64);
 
 static void product_bf16(
     const Linear *linear, int group, int groups, const Input *input, int t0, int tokens, f32x16 (*out)[CHUNK]) {
-    int span = tokens > TILE ? EXPANDED : input->blocks, stride = input->tile == 1 ? 0 : 2 * 64;
-    for (int b0 = 0; b0 < input->blocks; b0 += span)
-        for (int t = 0; t < tokens; t += TILE) {
-            const uint16_t *x = input->halves + input_place(input, t0 + t, b0) * 2 * BLOCK;
-            const uint8_t *weights[GROUPS];
-            for (int g = 0; g < GROUPS; g++)
-                weights[g] = linear->weights + ((size_t)(group + g) * input->blocks + b0) * LANES * BLOCK * 2;
-            BEGIN_GROUP(0) BEGIN_GROUP(1) BEGIN_GROUP(2) BEGIN_GROUP(3)
-            for (int b = b0; b < b0 + span && b < input->blocks; b++, x += input->tile * 2 * BLOCK) {
-                TILE_LOAD(4, x, stride);
-                TILE_LOAD(5, x + BLOCK, stride);
-                ADD_GROUP(0) ADD_GROUP(1) ADD_GROUP(2) ADD_GROUP(3)
-            }
-            END_GROUP(0) END_GROUP(1) END_GROUP(2) END_GROUP(3)
+    int stride = input->tile == 1 ? 0 : 2 * 64;
+    for (int t = 0; t < tokens; t += TILE) {
+        const uint16_t *x = input->halves + input_place(input, t0 + t, 0) * 2 * BLOCK;
+        const uint8_t *weights[GROUPS];
+        size_t of_block = (size_t)input->tile * 2 * BLOCK;
+        for (int g = 0; g < GROUPS; g++)
+            weights[g] = linear->weights + (size_t)(group + g) * input->blocks * LANES * BLOCK * 2;
+        BEGIN_GROUP(0) BEGIN_GROUP(1) BEGIN_GROUP(2) BEGIN_GROUP(3)
+        for (int b = 0; b < input->blocks; b++, x += of_block) {
+            for (size_t i = of_block; i < 2 * of_block; i += BLOCK) __builtin_prefetch(x + i);
+            TILE_LOAD(4, x, stride);
+            TILE_LOAD(5, x + BLOCK, stride);
+            ADD_GROUPS(0, 1) ADD_GROUPS(2, 3)
         }
+        END_GROUP(0) END_GROUP(1) END_GROUP(2) END_GROUP(3)
+    }
 }
-#undef ADD_GROUP
+#undef ADD_GROUPS
 #undef BEGIN_GROUP
 #undef END_GROUP
 
