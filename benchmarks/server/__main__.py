@@ -40,6 +40,7 @@ class Settings:
         streams: requests at once.
         rounds: of each number of streams.
         repeats: requests of each stream; a single one asks twice as often.
+        pairs: more rounds of ours with and without HTTP, whose difference is smaller than one round's noise.
     """
 
     prompt_characters: int = 400
@@ -47,9 +48,10 @@ class Settings:
     streams: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     rounds: int = 2
     repeats: int = 2
+    pairs: int = 8
 
 
-QUICK = Settings(new_tokens=32, streams=(1, 8, 32), rounds=1)
+QUICK = Settings(new_tokens=32, streams=(1, 8, 32), rounds=1, pairs=4)
 TINY = Settings(prompt_characters=60, new_tokens=4, streams=(1, 2), rounds=1, repeats=1)
 
 
@@ -113,9 +115,18 @@ def run(
             )
             for streams in settings.streams
         }
+        pairs = []
+        if report.SHARE_AT in rounds:
+            pairs = take_turns(
+                f"HTTP's share at {report.SHARE_AT} streams",
+                [OURS, IN_PROCESS],
+                settings.pairs,
+                lambda name, number: measure(report.SHARE_AT, name, settings.rounds + number),
+                say,
+            )
         for name, side in sides.items():
             described[name]["peak_mb"] = side.peak_mb()
-    return {"sides": described, **report.summary(rounds)}
+    return {"sides": described, **report.summary(rounds, pairs)}
 
 
 def _prompts(settings: Settings, count: int, *key: object) -> list[str]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks._rounds import Rounds, compared, verdict
+from benchmarks._rounds import Rounds, compared, median_ratio, verdict
 from benchmarks._tables import by_size, table
 from benchmarks.server.sides import IN_PROCESS, OURS
 
-SHARE_AT = "32"  # streams at which HTTP's share has a target
+SHARE_AT = 32  # streams at which HTTP's share has a target
 FIGURES = {
     "requests_per_second": "Requests/s",
     "tokens_per_second": "Tokens/s",
@@ -25,15 +24,19 @@ PANELS = tuple(
 )
 
 
-def summary(rounds: dict[int, Rounds]) -> dict[str, Any]:
-    """Return all medians, how many times better ours is, and the share of the time that HTTP takes."""
+def summary(rounds: dict[int, Rounds], pairs: Rounds) -> dict[str, Any]:
+    """Return all medians, how many times better ours is, and the share of the time that HTTP takes.
+
+    Args:
+        rounds: of all sides, by the number of streams.
+        pairs: more of ours with and without HTTP, at `SHARE_AT` streams.
+    """
+    both = {size: [*taken, *(pairs if size == SHARE_AT else ())] for size, taken in rounds.items()}
     return {
         "streams": {str(size): compared(taken, OURS) for size, taken in rounds.items()},
         "http_share": {
-            str(size): statistics.median(
-                1 - each[OURS]["tokens_per_second"] / each[IN_PROCESS]["tokens_per_second"] for each in taken
-            )
-            for size, taken in rounds.items()
+            str(size): 1 - median_ratio(taken, OURS, IN_PROCESS, "tokens_per_second")
+            for size, taken in both.items()
         },
     }
 
@@ -41,8 +44,8 @@ def summary(rounds: dict[int, Rounds]) -> dict[str, Any]:
 def judge(measured: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield, for each target that this run can judge, what it is, the figure, and whether it is met."""
     shares = measured["http_share"]
-    if SHARE_AT in shares:
-        yield verdict(f"HTTP's share of the time at {SHARE_AT} streams, %", shares[SHARE_AT] * 100, most=5)
+    if (share := shares.get(str(SHARE_AT))) is not None:
+        yield verdict(f"HTTP's share of the time at {SHARE_AT} streams, %", share * 100, most=5)
     for size, sides in measured["streams"].items():
         peers = {name: figures for name, figures in sides.items() if not name.startswith(OURS)}
         for field, title in FIGURES.items():

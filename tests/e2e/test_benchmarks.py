@@ -287,8 +287,9 @@ def test_how_far_ahead_the_server_is_and_its_verdicts():
         "transformers serve": 76.0,
     }
     rounds = [{name: figures(speed * pace) for name, speed in sides.items()} for pace in (1, 2)]
-    measured = server_report.summary({8: rounds, 32: rounds})
-    assert measured["http_share"] == pytest.approx({"8": 0.1, "32": 0.1})
+    pairs = [{"myllm": figures(58.8), "myllm, no HTTP": figures(60.0)}] * 3
+    measured = server_report.summary({8: rounds, 32: rounds}, pairs)
+    assert measured["http_share"] == pytest.approx({"8": 0.1, "32": 0.02})
     assert measured["streams"]["8"]["vllm"]["requests_per_second"] == 30  # the median of 20 and 40
     assert measured["streams"]["8"]["vllm"]["ahead_first_token_ms"] == pytest.approx(54 / 20)
     verdicts = list(server_report.judge(measured))
@@ -300,8 +301,8 @@ def test_how_far_ahead_the_server_is_and_its_verdicts():
             for what in ("requests/s", "time to the first token", "time between tokens")
         ),
     ]
-    assert [verdict["met"] for verdict in verdicts] == [False] * 7
-    assert [verdict["figure"] for verdict in verdicts] == pytest.approx([10] + [54 / 76] * 6)
+    assert [verdict["met"] for verdict in verdicts] == [True] + [False] * 6
+    assert [verdict["figure"] for verdict in verdicts] == pytest.approx([2] + [54 / 76] * 6)
 
 
 def test_a_peer_counts_as_installed_only_in_the_version_wanted(tmp_path, monkeypatch):
