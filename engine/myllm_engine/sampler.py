@@ -20,7 +20,7 @@ from .request import SamplingParams, TokenLogprob
 from .sampling.draw import draw
 from .sampling.edits import edit_logits, edits_of
 from .sampling.filters import token_weights
-from .sampling.kernels import HostCopy, maximum, on_device, pick
+from .sampling.kernels import HostCopy, maximum, maximum_allowed, on_device, pick
 from .sampling.logprobs import TokenLogprobs, prompt_logprobs
 from .sampling.noise import derive_seed, noise_keys
 from .sequence import Row
@@ -84,23 +84,43 @@ def draw_tokens(
 ) -> DrawnTokens:
     """Begin to draw what `sample` draws, behind what a GPU does, without waiting for it."""
     all_params = [row.sequence.params for row in rows]
-    is_edited = any(
-        mask is not None or edits_of(row.sequence, eos_token_ids).needed(row)
-        for row, mask in zip(rows, allowed, strict=True)
-    )
-    work = edit_logits(logits, rows, allowed, eos_token_ids=eos_token_ids) if is_edited else logits
+    on_cpu = logits.device.type == "cpu"
+    needed = [edits_of(row.sequence, eos_token_ids).needed(row) for row in rows]
+    # On a CPU a mask alone needs no pass over the row, let alone a copy.
+    masked = [
+        index
+        for index, (params, mask) in enumerate(zip(all_params, allowed, strict=True))
+        if on_cpu and params.greedy and isinstance(mask, np.ndarray) and not needed[index]
+    ]
+    others = sorted(set(range(len(rows))).difference(masked))
+    is_edited = any(needed[index] or allowed[index] is not None for index in others)
+    work = logits[others] if masked else logits
+    if is_edited:
+        work = edit_logits(
+            work,
+            [rows[index] for index in others],
+            [allowed[index] for index in others],
+            eos_token_ids=eos_token_ids,
+        )
     largest, token_ids = maximum(work)
+    if masked:
+        found = maximum_allowed(logits, masked, [allowed[index] for index in masked])
+        back = torch.tensor(others + masked).argsort()
+        largest, token_ids = (
+            torch.cat(both)[back] for both in zip((largest.float(), token_ids), found, strict=True)
+        )
     drawable = largest.isfinite()
     # What the model said may be sound where the request's limits leave nothing of it. On a CPU it costs
     # nothing to see that this is not asked; a GPU would have to be waited for.
-    is_asked = is_edited and not (logits.device.type == "cpu" and bool(drawable.all()))
+    is_asked = (is_edited or bool(masked)) and not (on_cpu and bool(drawable.all()))
     sound = logits.amax(dim=-1).isfinite() if is_asked else drawable
-    drawn = [index for index, params in enumerate(all_params) if not params.greedy]
+    drawn = [place for place, index in enumerate(others) if not all_params[index].greedy]
     step = max(1, _LOGITS_TOGETHER.get(logits.device.type, 2**21) // logits.shape[1])
     for start in range(0, len(drawn), step):
-        some = drawn[start : start + step]
+        places = drawn[start : start + step]  # in `work`
+        some = [others[place] for place in places]
         weights = token_weights(
-            pick(work, some).float(), [all_params[index] for index in some], pick(largest, some).float()
+            pick(work, places).float(), [all_params[index] for index in some], pick(largest, some).float()
         )
         keys = noise_keys(
             [rows[index].sequence.seed for index in some], [rows[index].position for index in some]

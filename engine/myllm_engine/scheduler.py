@@ -125,7 +125,7 @@ class Scheduler:
                 sequence.drafts = []  # nobody loses pages for a guess
                 num_tokens = 1
             victims = self._make_room(sequence, num_tokens)
-            for item in [item for item in step if item.sequence in victims]:
+            for item in [item for item in step if item.sequence in victims] if victims else ():
                 step.remove(item)
                 budget += item.num_tokens
                 logits += _num_logits(item)

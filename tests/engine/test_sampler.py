@@ -150,6 +150,27 @@ def test_a_row_that_cannot_be_sampled_fails_alone():
         assert tokens[4] == alone[0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mask_leaves_the_best_of_what_it_allows_whatever_else_is_in_the_batch(dtype):
+    logits = torch.stack([logits_of(position, dtype=dtype) for position in range(7)])
+    few, many = np.zeros(VOCAB, dtype=bool), np.ones(VOCAB, dtype=bool)
+    few[[3, 5, 700]] = True
+    many[logits.float().topk(4).indices.flatten().numpy()] = False
+    greedy, biased = SamplingParams(temperature=0), SamplingParams(temperature=0, logit_bias={5: 90.0})
+    masks = [few, None, many, few, many, few, np.zeros(VOCAB, dtype=bool)]
+    nothing = SamplingParams(temperature=0, structured=Structured.regex("x"))
+    params = [greedy, SamplingParams(), greedy, biased, SamplingParams(), SamplingParams(), nothing]
+    rows = [Row(make_sequence(each, seed=place)) for place, each in enumerate(params)]
+    *tokens, error = sample_rows(logits, rows, masks)
+    best = [logits[row].float().masked_fill(~torch.from_numpy(masks[row]), -math.inf) for row in (0, 2)]
+    assert [tokens[0].token_id, tokens[2].token_id] == [int(row.argmax()) for row in best]
+    assert tokens[3].token_id == 5
+    assert all(masks[row][tokens[row].token_id] for row in (0, 2, 3, 4, 5))
+    assert isinstance(error, ConstraintError)
+    for place, token in enumerate(tokens):
+        assert sample_rows(logits[place : place + 1], [rows[place]], [masks[place]]) == [token]
+
+
 def test_limits_that_leave_no_token_are_named():
     logits = torch.zeros(4, 20)
     grammar = np.zeros(20, dtype=bool)

@@ -54,6 +54,25 @@ def maximum(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return values.gather(1, index.unsqueeze(1)).squeeze(1), index
 
 
+def maximum_allowed(
+    values: torch.Tensor, rows: SequenceOf[int], masks: SequenceOf[np.ndarray]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `maximum` does for some rows, in which only what `masks` `[V]` allow counts; on a CPU.
+
+    Of a row of which nothing is allowed, minus infinity and any index.
+    """
+    best, indices = np.full(len(rows), -np.inf, dtype=np.float32), np.zeros(len(rows), dtype=np.int64)
+    array = values.float().numpy()
+    for place, (row, mask) in enumerate(zip(rows, masks, strict=True)):
+        if 2 * np.count_nonzero(mask) > len(mask):
+            indices[place] = np.where(mask, array[row], -np.inf).argmax()
+            best[place] = array[row, indices[place]]
+        elif len(kept := np.flatnonzero(mask)):
+            indices[place] = kept[array[row, kept].argmax()]
+            best[place] = array[row, indices[place]]
+    return torch.from_numpy(best), torch.from_numpy(indices)
+
+
 def top_k(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the `k` largest values of each row, descending, and their indices, `[R, k]` each.
 
