@@ -86,7 +86,7 @@ def draw_tokens(
     all_params = [row.sequence.params for row in rows]
     on_cpu = logits.device.type == "cpu"
     needed = [edits_of(row.sequence, eos_token_ids).needed(row) for row in rows]
-    # On a CPU a mask alone needs no pass over the row, let alone a copy.
+    # Where a mask alone decides, a CPU looks at what it allows, and neither copies nor fills a row of logits.
     masked = [
         index
         for index, (params, mask) in enumerate(zip(all_params, allowed, strict=True))
@@ -105,7 +105,7 @@ def draw_tokens(
     largest, token_ids = maximum(work)
     if masked:
         found = maximum_allowed(logits, masked, [allowed[index] for index in masked])
-        back = torch.tensor(others + masked).argsort()
+        back = torch.tensor(others + masked).argsort()  # to the order of `rows`
         largest, token_ids = (
             torch.cat(both)[back] for both in zip((largest.float(), token_ids), found, strict=True)
         )
